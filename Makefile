@@ -1,0 +1,43 @@
+# `make run` and `make test` set up a virtual environment on first use; later calls reuse it.
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all lint notebooks refresh clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create the virtual environment (run and test do it by themselves)
+
+$(READY): requirements.txt pyproject.toml
+	@echo "Setting up $(VENV) (once; about a minute with a fast connection) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+run: $(READY)  ## the main job: execute the notebooks in order, print the result
+	@$(BIN)/python -m spamgpt run
+
+test: $(READY)  ## all fast tests, and every notebook by nbval
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(READY)  ## the slow tests too
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff: errors and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+notebooks: $(READY)  ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab notebooks/00_finetuning_approaches.ipynb
+
+refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
+	@$(BIN)/python scripts/refresh_notebooks.py
+
+clean:  ## remove what was made or trained (downloads in data/cache stay)
+	@rm -rf data/sms data/classifier data/results.json data/choices.json data/runs
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""Messages -> token ids -> padded batches with their true lengths -> data loaders.
+
+Padding stands on the right. With causal attention nothing to the right can reach a
+token, so the hidden state at a message's last real token is the same in every batch,
+and no attention mask is needed. What a batch must carry is where that token stands.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import tiktoken
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class Batch(NamedTuple):
+    """Padded messages: ids (B, T), true lengths (B,), targets (B,), all int64."""
+
+    ids: Tensor
+    lengths: Tensor
+    targets: Tensor
+
+
+def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding) -> list[list[int]]:
+    """Token ids of each text; an empty text becomes a single <|endoftext|>.
+
+    Text that spells a special token is read as ordinary characters. Raises TypeError if
+    something is not text.
+    """
+    if isinstance(texts, str):
+        raise TypeError("expected a list of texts, got one text: write [text]")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"message {i} is not text but {type(text).__name__} ({text!r:.40}): "
+                "pass strings only"
+            )
+    sequences = tokenizer.encode_ordinary_batch(list(texts))
+    return [ids or [tokenizer.eot_token] for ids in sequences]
+
+
+class Messages(Dataset):
+    """Encoded messages with their targets; item i is (token ids, target).
+
+    Messages longer than `max_tokens` keep their first `max_tokens`; `truncated` counts them.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        targets: Sequence[int],
+        tokenizer: tiktoken.Encoding,
+        max_tokens: int,
+    ):
+        if len(texts) != len(targets):
+            raise ValueError(f"{len(texts):,} texts but {len(targets):,} targets")
+        sequences = encode(list(texts), tokenizer)
+        self.truncated = sum(len(ids) > max_tokens for ids in sequences)
+        self.ids = [ids[:max_tokens] for ids in sequences]
+        self.targets = [int(target) for target in targets]
+        self.pad_id = tokenizer.eot_token
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[list[int], int]:
+        return self.ids[index], self.targets[index]
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad on the right to the longest: ids (B, T) and true lengths (B,)."""
+    lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
+    ids = torch.full((len(sequences), int(lengths.max())), pad_id)  # (B, T)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = torch.tensor(sequence)
+    return ids, lengths
+
+
+def collate(items: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
+    """Join dataset items to a batch that is as wide as its longest message."""
+    sequences, targets = zip(*items, strict=True)
+    ids, lengths = pad(sequences, pad_id)
+    return Batch(ids, lengths, torch.tensor(targets))
+
+
+def data_loader(
+    messages: Messages,
+    batch_size: int,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    seed: int = 123,
+) -> DataLoader:
+    """Batches of `messages`; with `shuffle`, in an order that `seed` fixes."""
+    return DataLoader(
+        messages,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        collate_fn=partial(collate, pad_id=messages.pad_id),
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,194 @@
+"""GPT-2 with a classification head: what is frozen, how a text is judged, save and load."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tiktoken
+import torch
+from torch import Tensor, nn
+
+from spamgpt.batching import encode, pad
+from spamgpt.gpt2 import GPT2
+from spamgpt.pretrained import (
+    Base,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    published_config,
+    read_weights,
+    write_weights,
+)
+from spamgpt.workspace import read_json, show_path, workspace, write_json
+
+
+class Prediction(NamedTuple):
+    """A label and how probable the classifier finds it (0 to 1)."""
+
+    label: str
+    probability: float
+
+
+class Classifier(nn.Module):
+    """A GPT-2 body and a linear head that reads each message's last real token.
+
+    The body is `transformer` and the head `score`, as in transformers'
+    GPT2ForSequenceClassification. The head starts at zero, so that every label is equally
+    probable before training.
+    """
+
+    def __init__(
+        self,
+        transformer: GPT2,
+        tokenizer: tiktoken.Encoding,
+        label_names: Sequence[str],
+        base_name: str,
+    ):
+        super().__init__()
+        self.transformer = transformer
+        self.score = nn.Linear(transformer.config.n_embd, len(label_names))
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+        self.tokenizer, self.label_names, self.base_name = tokenizer, list(label_names), base_name
+        self.frozen_blocks = 0
+
+    def freeze(self, trained_blocks: int | None) -> None:
+        """Train the last `trained_blocks` blocks, `ln_f` and the head only; None trains all.
+
+        May be called again with another number. Raises ValueError if there are not that
+        many blocks.
+        """
+        n_layer = self.transformer.config.n_layer
+        if trained_blocks is not None and not 0 <= trained_blocks <= n_layer:
+            raise ValueError(f"trained_blocks = {trained_blocks}: the model has {n_layer} blocks")
+        self.requires_grad_(trained_blocks is None)
+        self.frozen_blocks = 0 if trained_blocks is None else n_layer - trained_blocks
+        for module in (
+            *self.transformer.h[self.frozen_blocks :],
+            self.transformer.ln_f,
+            self.score,
+        ):
+            module.requires_grad_(True)
+
+    def trainable_parameters(self) -> int:
+        """How many numbers training may change."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def trunk(self, ids: Tensor) -> Tensor:
+        """The frozen part: (B, T) ids -> (B, T, C). What it gives never changes in training."""
+        x = self.transformer.embed(ids)
+        for block in self.transformer.h[: self.frozen_blocks]:
+            x = block(x)
+        return x
+
+    def tail(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels)."""
+        for block in self.transformer.h[self.frozen_blocks :]:
+            x = block(x)
+        last = x[torch.arange(len(x), device=x.device), lengths - 1]  # (B, C)
+        return self.score(self.transformer.ln_f(last))
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Label scores of padded messages: (B, T) ids, (B,) lengths -> (B, n_labels)."""
+        return self.tail(self.trunk(ids), lengths)
+
+    @torch.inference_mode()
+    def probabilities(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
+        """Label probabilities of encoded messages, in their order: (N, n_labels).
+
+        Messages of like length share a batch, so that little is spent on padding; the
+        result does not depend on it.
+        """
+        device = self.score.weight.device
+        was_training = self.training
+        self.eval()
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        result = torch.empty(len(sequences), len(self.label_names))
+        for i in range(0, len(order), batch_size):
+            rows = order[i : i + batch_size]
+            ids, lengths = pad([sequences[row] for row in rows], self.tokenizer.eot_token)
+            scores = self(ids.to(device), lengths.to(device))
+            result[rows] = scores.softmax(dim=-1).float().cpu()
+        self.train(was_training)
+        return result
+
+    def classify(self, texts: Sequence[str]) -> list[Prediction]:
+        """The most probable label of each text.
+
+        Reads at most the first n_ctx tokens of a text and warns if there are more.
+        Raises TypeError for what is not text.
+        """
+        n_ctx = self.transformer.config.n_ctx
+        sequences = encode(texts, self.tokenizer)
+        for i, ids in enumerate(sequences):
+            if len(ids) > n_ctx:
+                warnings.warn(
+                    f"message {i} has {len(ids):,} tokens; read its first {n_ctx:,}", stacklevel=2
+                )
+        probabilities = self.probabilities([ids[:n_ctx] for ids in sequences])
+        return [
+            Prediction(self.label_names[int(row.argmax())], float(row.max()))
+            for row in probabilities
+        ]
+
+
+def build_classifier(base: Base, label_names: Sequence[str]) -> Classifier:
+    """Swap the language-model head of a base model for a fresh classification head."""
+    return Classifier(base.model, base.tokenizer, label_names, base.name)
+
+
+# --- save and load --------------------------------------------------------------------
+
+
+def classifier_folder() -> Path:
+    """Where the workspace keeps its trained classifier."""
+    return workspace() / "classifier"
+
+
+def save_classifier(classifier: Classifier, folder: Path | None = None, **facts) -> Path:
+    """Write model.safetensors and config.json, in the published layout; returns the folder.
+
+    `facts` are kept in config.json under "spamgpt" (what it was trained on, how long…).
+    """
+    folder = folder or classifier_folder()
+    tensors = classifier.state_dict()
+    write_weights(tensors, folder / "model.safetensors")
+    names = classifier.label_names
+    config = published_config(classifier.transformer.config) | {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "pad_token_id": classifier.tokenizer.eot_token,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "spamgpt": {"base": classifier.base_name, **facts},
+    }
+    write_json(folder / "config.json", config)
+    return folder
+
+
+def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
+    """The saved classifier and the facts saved with it.
+
+    Raises FileNotFoundError that says what to run if there is none, ValueError if its
+    files do not fit together.
+    """
+    folder = folder or classifier_folder()
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).exists():
+            raise FileNotFoundError(
+                f"there is no trained classifier in {show_path(folder)} ({file} is missing): "
+                "run notebook 05_finetune first (`make run` runs them all)"
+            )
+    config = read_json(folder / "config.json")
+    facts = config["spamgpt"]
+    label_names = [
+        name for _, name in sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
+    ]
+    body = GPT2(load_config(folder))
+    classifier = Classifier(body, load_tokenizer(facts["base"]), label_names, facts["base"])
+    tensors = read_weights(folder / "model.safetensors")
+    load_weights(
+        classifier,
+        {k if k.startswith("score.") else f"transformer.{k}": v for k, v in tensors.items()},
+    )
+    return classifier.eval(), facts

@@ -1,0 +1,59 @@
+"""How good a classifier is, and how sure one can be of that."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+from spamgpt.batching import Messages
+from spamgpt.classifier import Classifier
+
+
+def loss_and_accuracy(classifier: Classifier, messages: Messages) -> tuple[float, float]:
+    """Mean cross-entropy in nats per message, and the share of correct labels (0 to 1)."""
+    probabilities = classifier.probabilities(messages.ids)  # (N, n_labels)
+    targets = torch.tensor(messages.targets)
+    loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), targets)
+    return loss.item(), (probabilities.argmax(dim=-1) == targets).float().mean().item()
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Where the true accuracy lies, given `correct` of `total` (Wilson 1927, by scipy)."""
+    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics of one set; spam is the class that is looked for.
+
+    `confusion[i][j]` counts messages of class i that were called class j.
+    """
+
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    precision: float
+    recall: float
+    f1: float
+    confusion: np.ndarray
+
+
+def report(targets: np.ndarray, predicted: np.ndarray) -> Report:
+    """Metrics of predicted against true classes (0 and 1), computed by scikit-learn."""
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        targets, predicted, average="binary", pos_label=1, zero_division=0
+    )
+    accuracy = accuracy_score(targets, predicted)
+    return Report(
+        n=len(targets),
+        accuracy=float(accuracy),
+        interval=wilson_interval(round(accuracy * len(targets)), len(targets)),
+        precision=float(precision),
+        recall=float(recall),
+        f1=float(f1),
+        confusion=confusion_matrix(targets, predicted, labels=[0, 1]),
+    )

@@ -1,0 +1,183 @@
+"""GPT-2, the model and nothing else.
+
+Module and parameter names are those of the published checkpoints, so that a state
+dict of this model has the keys of OpenAI's files.
+
+Shapes, here and in every notebook:
+    B   batch size            T   tokens in a sequence
+    C   channels (n_embd)     V   vocabulary size (n_vocab)
+    nh  heads (n_head)        hs  head size (C / nh)
+
+Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019,
+https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The five numbers that fix a GPT-2 architecture; the defaults are the 124M model.
+
+    `dropout` is used while training only. GPT-2 was pretrained with 0.1; the
+    fine-tuning recipes here name their own value.
+    """
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_ctx: int = 1024
+    n_vocab: int = 50257
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd = {self.n_embd} channels cannot be split evenly over "
+                f"n_head = {self.n_head} heads"
+            )
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention: a token looks at itself and to its left."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Two linear layers, four times as wide in between, applied to each token alone."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        # The tanh form is the one GPT-2 was trained with; the exact GELU changes its logits.
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then MLP, each added to what came in."""
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        x = x + self.drop(self.attn(self.ln_1(x)))  # norm first: "pre-norm"
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+
+class GPT2(nn.Module):
+    """Token ids in, one score per vocabulary entry and position out.
+
+    There is no separate output layer: the scores are products with the token
+    embeddings `wte` ("weight tying"), as in the published model.
+    """
+
+    def __init__(self, config: GPT2Config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.n_vocab, config.n_embd)
+        self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's start values (section 2.3): normal(0, 0.02), residual outputs scaled down."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, (Attention, MLP)):
+            # Children come before parents in apply(), so this overwrites the 0.02 above.
+            nn.init.normal_(module.c_proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """Token embedding plus position embedding: (B, T) ids -> (B, T, C).
+
+        Raises ValueError if T is larger than `n_ctx`.
+        """
+        T, n_ctx = idx.shape[1], self.config.n_ctx
+        if n_ctx < T:
+            raise ValueError(
+                f"the text has {T:,} tokens; the model reads at most {n_ctx:,}: truncate it first"
+            )
+        position = torch.arange(T, device=idx.device)
+        return self.drop(self.wte(idx) + self.wpe(position))
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """Hidden states after the final norm: (B, T) ids -> (B, T, C)."""
+        x = self.embed(idx)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def forward(self, idx: Tensor) -> Tensor:
+        """Next-token scores (logits) at every position: (B, T) ids -> (B, T, V)."""
+        return F.linear(self.hidden(idx), self.wte.weight)
+
+
+@torch.inference_mode()
+def generate(
+    model: GPT2,
+    idx: Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    stop: int | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Continue one text: (1, T) ids -> (1, T + at most max_new_tokens).
+
+    Each new token is drawn from softmax(logits / temperature) over the `top_k` most
+    likely ones; temperature 0 always takes the most likely. Stops after the token
+    `stop`. Only the last `n_ctx` tokens are read, so the text may grow beyond them.
+    """
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(idx.device).manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    for _ in range(max_new_tokens):
+        logits = model(idx[:, -model.config.n_ctx :])[:, -1]  # (1, V)
+        if temperature == 0:
+            new = logits.argmax(dim=-1, keepdim=True)  # (1, 1)
+        else:
+            if top_k is not None:
+                kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+                logits = logits.masked_fill(logits < kth, -math.inf)
+            probs = torch.softmax(logits / temperature, dim=-1)
+            new = torch.multinomial(probs, 1, generator=generator)
+        idx = torch.cat([idx, new], dim=1)
+        if stop is not None and new.item() == stop:
+            break
+    model.train(was_training)
+    return idx

@@ -1,0 +1,253 @@
+"""Every figure of the notebooks: large type, colour-blind-safe colours, direct labels.
+
+Each function draws into a new figure and returns its axes. Colours are Okabe and Ito's
+(https://jfly.uni-koeln.de/color/); ham is always blue, spam always orange.
+"""
+
+from collections.abc import Sequence
+from functools import wraps
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+COLORS = {"ham": BLUE, "spam": ORANGE}
+STYLE = {
+    "figure.figsize": (10, 4.6),
+    "figure.dpi": 100,
+    "font.size": 14,
+    "axes.titlesize": 16,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2.5,
+    "svg.hashsalt": "spamgpt",
+}
+THOUSANDS = StrMethodFormatter("{x:,.0f}")
+
+
+def _style(function):
+    """Draw the whole of a figure in the common style."""
+
+    @wraps(function)
+    def styled(*args, **kwargs):
+        with plt.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def _axes(title: str, xlabel: str, ylabel: str) -> Axes:
+    """The axes of a new figure."""
+    _, ax = plt.subplots(layout="constrained")
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+@_style
+def class_counts(table: pd.DataFrame, title: str) -> Axes:
+    """How many messages of each label, with share."""
+    ax = _axes(title, "messages", "")
+    counts = table["label"].value_counts().reindex(list(COLORS))
+    bars = ax.barh(counts.index, counts, color=[COLORS[name] for name in counts.index])
+    labels = [f" {n:,} ({n / counts.sum():.1%})" for n in counts]
+    ax.bar_label(bars, labels)
+    ax.set_xlim(0, counts.max() * 1.25)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.invert_yaxis()
+    return ax
+
+
+@_style
+def lengths(table: pd.DataFrame, title: str) -> Axes:
+    """Distribution of message lengths in characters, by label."""
+    ax = _axes(title, "characters in a message", "share of the label's messages")
+    sizes = table["text"].str.len()
+    bins = np.arange(0, sizes.quantile(0.995) + 10, 10)
+    for label, color in COLORS.items():
+        chosen = sizes[table["label"] == label]
+        ax.hist(
+            chosen.clip(upper=bins[-1]),
+            bins=bins,
+            weights=np.full(len(chosen), 1 / len(chosen)),
+            color=color,
+            alpha=0.65,
+            label=f"{label} (median {chosen.median():.0f})",
+        )
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.legend(frameon=False)
+    return ax
+
+
+@_style
+def split_sizes(splits: dict[str, pd.DataFrame], title: str) -> Axes:
+    """One bar a set, divided by label."""
+    ax = _axes(title, "messages", "")
+    left = pd.Series(0, index=list(splits))
+    for label, color in COLORS.items():
+        counts = pd.Series({name: (part["label"] == label).sum() for name, part in splits.items()})
+        bars = ax.barh(counts.index, counts, left=left, color=color)
+        ax.bar_label(
+            bars,
+            [f"{n:,} {label}" for n in counts],
+            label_type="center",
+            fontsize=12,
+            color="white" if label == "ham" else "black",
+        )
+        left = left + counts
+    for y, total in enumerate(left):
+        ax.text(total, y, f"  {total:,}", va="center")
+    ax.set_xlim(0, left.max() * 1.1)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.invert_yaxis()
+    return ax
+
+
+@_style
+def token_counts(counts: Sequence[int], n_ctx: int, title: str) -> Axes:
+    """Histogram of tokens per message, with mean and longest marked."""
+    ax = _axes(title, "tokens in a message", "messages")
+    longest, mean = max(counts), float(np.mean(counts))
+    ax.hist(counts, bins=range(0, longest + 4, 3), color=BLUE)
+    top = ax.get_ylim()[1]
+    for x, text, align in (
+        (mean, f"mean {mean:.1f} ", "left"),
+        (longest, f"longest {longest} ", "right"),
+    ):
+        ax.axvline(x, color=RED, linestyle="--")
+        ax.text(x, top, f" {text}", color=RED, ha=align, va="top")
+    ax.text(
+        1, 0.5, f"the model reads up to {n_ctx:,}", transform=ax.transAxes, ha="right", color=GREY
+    )
+    return ax
+
+
+@_style
+def padding(widths: dict[str, tuple[int, int]], title: str) -> Axes:
+    """Real tokens and pads under each way of padding: name -> (real, pads)."""
+    ax = _axes(title, "tokens the model computes", "")
+    names = list(widths)
+    real = np.array([widths[name][0] for name in names])
+    pads = np.array([widths[name][1] for name in names])
+    ax.barh(names, real, color=BLUE)
+    ax.barh(names, pads, left=real, color="white", edgecolor=GREY, hatch="///")
+    for y, (r, p) in enumerate(zip(real, pads, strict=True)):
+        ax.text(r + p, y, f"  {p / (r + p):.0%} pads", va="center")
+    ax.text(real[0] / 2, 0, "real tokens", color="white", ha="center", va="center")
+    ax.set_xlim(0, (real + pads).max() * 1.2)
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.invert_yaxis()
+    return ax
+
+
+@_style
+def ledger(counts: dict[str, int], title: str, highlight: Sequence[str] = ()) -> Axes:
+    """Parameters of each part, as bars; those in `highlight` stand out."""
+    ax = _axes(title, "parameters", "")
+    colors = [ORANGE if name in highlight else BLUE for name in counts]
+    bars = ax.barh(list(counts), list(counts.values()), color=colors)
+    ax.bar_label(bars, [f" {n:,}" for n in counts.values()])
+    ax.set_xlim(0, max(counts.values()) * 1.25)
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.invert_yaxis()
+    return ax
+
+
+@_style
+def candidates(words: Sequence[str], probabilities: Sequence[float], title: str) -> Axes:
+    """The most probable next tokens."""
+    ax = _axes(title, "probability", "next token")
+    bars = ax.barh([repr(word) for word in words], probabilities, color=BLUE)
+    ax.bar_label(bars, [f" {p:.1%}" for p in probabilities])
+    ax.set_xlim(0, max(probabilities) * 1.2)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.invert_yaxis()
+    return ax
+
+
+@_style
+def change_by_position(change: Sequence[float], changed: int, title: str) -> Axes:
+    """How far each position's hidden state moved when token `changed` was replaced."""
+    ax = _axes(title, "position of the token", "change of the hidden state")
+    colors = [RED if i == changed else BLUE for i in range(len(change))]
+    ax.bar(range(len(change)), change, color=colors)
+    ax.annotate(
+        "replaced token",
+        (changed, change[changed]),
+        (changed - 0.2, max(change) * 1.08),
+        color=RED,
+        ha="right",
+    )
+    ax.set_ylim(0, max(change) * 1.2)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ax
+
+
+@_style
+def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
+    """Training and validation curves of "loss" or "accuracy" against epochs and examples."""
+    ax = _axes(title, "epoch", "cross-entropy (nats)" if quantity == "loss" else quantity)
+    for part, color, marker in (("train", BLUE, "o"), ("validation", RED, "s")):
+        values = table[f"{part}_{quantity}"]
+        ax.plot(table["epoch"], values, color=color, marker=marker, markersize=6)
+        ax.annotate(
+            f" {part}",
+            (table["epoch"].iloc[-1], values.iloc[-1]),
+            color=color,
+            va="center",
+            xytext=(6, 9 if part == "train" else -9),
+            textcoords="offset points",
+        )
+    if quantity == "accuracy":
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    else:
+        ax.set_ylim(bottom=0)
+    ax.set_xlim(0, table["epoch"].max() * 1.14)
+    per_epoch = table["examples"].iloc[-1] / table["epoch"].iloc[-1]
+    top = ax.secondary_xaxis("top", functions=(lambda e: e * per_epoch, lambda n: n / per_epoch))
+    top.set_xlabel("messages seen")
+    top.xaxis.set_major_formatter(THOUSANDS)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_title(title, pad=14)
+    return ax
+
+
+@_style
+def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> Axes:
+    """(name, accuracy, low, high): a point and a 95 % interval a row."""
+    ax = _axes(title, "accuracy, with 95 % interval", "")
+    for y, (_, value, low, high) in enumerate(rows):
+        ax.errorbar(
+            value,
+            y,
+            xerr=[[value - low], [high - value]],
+            fmt="o",
+            color=BLUE,
+            capsize=6,
+            markersize=9,
+        )
+        ax.text(value, y - 0.18, f"{value:.1%}", ha="center", va="bottom")
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.7)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return ax
+
+
+@_style
+def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axes:
+    """Confusion matrix: true labels in rows, predicted in columns."""
+    ax = _axes(title, "predicted label", "true label")
+    ax.imshow(matrix, cmap="Blues", vmin=0, vmax=matrix.max() * 1.3)
+    for (i, j), n in np.ndenumerate(matrix):
+        color = "white" if n > matrix.max() / 2 else "black"
+        ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=22, color=color)
+    ax.set_xticks(range(len(label_names)), label_names)
+    ax.set_yticks(range(len(label_names)), label_names)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax

@@ -1,0 +1,237 @@
+"""A base model by name: its weights in our model, its tokenizer, its fine-tuning recipe.
+
+Published GPT-2 files store the matrices of their "Conv1D" layers as (inputs, outputs),
+torch's `Linear` as (outputs, inputs). Transposing those four matrices of each block is
+all the mapping there is; the names are the same.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tiktoken
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiktoken.load import load_tiktoken_bpe
+from tiktoken_ext.openai_public import r50k_pat_str
+from torch import Tensor
+
+from spamgpt import assets
+from spamgpt.gpt2 import GPT2, GPT2Config
+from spamgpt.workspace import (
+    POCKET,
+    atomic,
+    chosen,
+    notice,
+    read_json,
+    remember,
+    show_path,
+    write_json,
+)
+
+END = "<|endoftext|>"
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# The causal masks that older files store beside the weights; they hold nothing learned.
+BUFFERS = (".attn.bias", ".attn.masked_bias")
+CONFIGS = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+}
+BASE_NAMES = (*CONFIGS, "pocket")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a base model is fine-tuned: what is trained, and how fast.
+
+    `trained_blocks` counts from the end and includes `ln_f` and the head; None trains
+    everything. `learning_rate` and `weight_decay` are AdamW's.
+    """
+
+    trained_blocks: int | None
+    learning_rate: float
+    weight_decay: float = 0.1
+    batch_size: int = 8
+    epochs: int = 5
+
+
+# The lecture's recipe for GPT-2; Pocket GPT's was chosen by validation accuracy (model card).
+GPT2_RECIPE = Recipe(trained_blocks=1, learning_rate=5e-5)
+POCKET_RECIPE = Recipe(trained_blocks=None, learning_rate=5e-4)
+
+
+@dataclass
+class Base:
+    """A pretrained model with what belongs to it."""
+
+    name: str
+    model: GPT2
+    tokenizer: tiktoken.Encoding
+    recipe: Recipe
+
+
+def load_base(name: str | None = None) -> Base:
+    """The base model `name`, or the one that SPAMGPT_BASE names (default: "auto").
+
+    "auto" takes GPT-2 if its files are here or can be fetched, otherwise the embedded
+    Pocket GPT; it says so, and remembers it for the workspace.
+
+    Raises:
+        ValueError: there is no base model of that name.
+        AssetError: a model named explicitly cannot be had.
+    """
+    name = name or os.environ.get("SPAMGPT_BASE") or "auto"
+    if name == "auto":
+        name = _choose_base()
+    recipe = POCKET_RECIPE if name == "pocket" else GPT2_RECIPE
+    tokenizer = load_tokenizer(name)
+    if name == "pocket":
+        config, path = load_config(POCKET), POCKET / "model.safetensors"
+    else:
+        config, path = CONFIGS[name], assets.fetch(name)
+    model = GPT2(config)
+    load_weights(model, read_weights(path))
+    return Base(name, model.eval(), tokenizer, recipe)
+
+
+def _choose_base() -> str:
+    """GPT-2 if it can be had, else Pocket GPT with a notice."""
+    known = chosen("base")
+    if known and known["name"] == "pocket" and not assets.available("gpt2"):
+        notice(_pocket_notice(known["reason"]))
+        return "pocket"
+    try:
+        load_tokenizer("gpt2")
+        assets.fetch("gpt2")
+    except assets.AssetError as error:
+        reason = str(error).split("\nWhat to do")[0]
+        remember("base", "pocket", reason)
+        notice(_pocket_notice(reason))
+        return "pocket"
+    remember("base", "gpt2", "its files are here")
+    return "gpt2"
+
+
+def _pocket_notice(reason: str) -> str:
+    return (
+        "BASE MODEL: the embedded Pocket GPT stands in for GPT-2 124M.\n"
+        f"{reason}\n"
+        "Same architecture, same code, fewer numbers. With internet, run\n"
+        "python -m spamgpt fetch"
+    )
+
+
+# --- tokenizers -----------------------------------------------------------------------
+
+
+def load_tokenizer(name: str) -> tiktoken.Encoding:
+    """The tokenizer of the base model `name`; ValueError for an unknown name."""
+    if name not in BASE_NAMES:
+        raise ValueError(f"no base model {name!r}: choose one of auto, {', '.join(BASE_NAMES)}")
+    if name == "pocket":
+        return tokenizer_from_ranks(POCKET / "pocket.tiktoken")
+    for file in ("vocab.bpe", "encoder.json"):
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(assets.fetch(file).parent)
+    return tiktoken.get_encoding("gpt2")
+
+
+def tokenizer_from_ranks(path: Path) -> tiktoken.Encoding:
+    """A byte-level BPE from a .tiktoken rank file, with GPT-2's way of cutting words."""
+    ranks = load_tiktoken_bpe(str(path))
+    return tiktoken.Encoding(
+        path.stem, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END: len(ranks)}
+    )
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+
+def load_config(folder: Path) -> GPT2Config:
+    """The architecture from a config.json with the published names."""
+    config = read_json(folder / "config.json")
+    return GPT2Config(
+        n_layer=config["n_layer"],
+        n_head=config["n_head"],
+        n_embd=config["n_embd"],
+        n_ctx=config["n_positions"],
+        n_vocab=config["vocab_size"],
+    )
+
+
+def published_config(config: GPT2Config) -> dict:
+    """The content of config.json for a model of this architecture."""
+    numbers = asdict(config)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": numbers.pop("n_vocab"),
+        "n_positions": numbers["n_ctx"],
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "bos_token_id": config.n_vocab - 1,
+        "eos_token_id": config.n_vocab - 1,
+        **{key: value for key, value in numbers.items() if key != "dropout"},
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),
+    }
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A safetensors file in the published layout -> our keys and shapes, in fp32.
+
+    Accepts names with and without "transformer." in front, drops the stored causal masks
+    and a tied "lm_head.weight". Raises ValueError if the file is not readable, or if its
+    lm_head is not the token embedding.
+    """
+    try:
+        published = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{show_path(path)} is not a readable safetensors file: {error}") from None
+    tensors = {key.removeprefix("transformer."): value for key, value in published.items()}
+    head = tensors.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, tensors["wte.weight"]):
+        raise ValueError("lm_head.weight differs from wte.weight: this is not a tied GPT-2")
+    return {
+        key: (value.T if key.endswith(TRANSPOSED) else value).float().contiguous()
+        for key, value in tensors.items()
+        if not key.endswith(BUFFERS)
+    }
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Copy `tensors` into `model`; every key must be used and every shape must fit.
+
+    Raises ValueError that names the keys that are missing, surplus or misshapen.
+    """
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in tensors]
+    problems += [f"surplus {key}" for key in tensors if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(tensors[key].shape)}, the model needs {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if problems:
+        more = f" … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError("the weights do not fit the model: " + "; ".join(problems[:5]) + more)
+    model.load_state_dict(tensors)
+
+
+def write_weights(
+    tensors: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """The inverse of `read_weights`: our tensors as a safetensors file in published layout."""
+    published = {
+        key: (value.T if key.endswith(TRANSPOSED) else value).to(dtype).contiguous()
+        for key, value in tensors.items()
+    }
+    with atomic(path) as temporary:
+        save_file(published, temporary, metadata={"format": "pt"})
+
+
+def save_checkpoint(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write model.safetensors and config.json in the published layout."""
+    write_weights(model.state_dict(), folder / "model.safetensors", dtype)
+    write_json(folder / "config.json", published_config(model.config))

@@ -1,0 +1,150 @@
+"""The SMS Spam Collection: load, balance, encode the labels, split, save.
+
+Source: Almeida, Gómez Hidalgo and Yamakami, "Contributions to the study of SMS spam
+filtering: new collection and results", DocEng 2011, https://doi.org/10.1145/2034691.2034742
+Every table here has the columns `label` ("ham" or "spam") and `text`, splits have
+`target` (0 or 1) besides.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from spamgpt import assets
+from spamgpt.workspace import (
+    SAMPLE,
+    atomic,
+    chosen,
+    notice,
+    read_json,
+    remember,
+    show_path,
+    workspace,
+    write_json,
+)
+
+LABELS = {"ham": 0, "spam": 1}
+LABEL_NAMES = list(LABELS)
+SPLITS = ("train", "validation", "test")
+DATA_NAMES = {"collection": "SMS Spam Collection", "sample": "bundled sample"}
+
+
+def source() -> tuple[str, Path]:
+    """("collection" or "sample", path of its file): the collection whenever it can be had.
+
+    Says so in a notice if it cannot, and remembers the decision for the workspace.
+    """
+    known = chosen("data")
+    if known and known["name"] == "sample" and not assets.available("sms"):
+        notice(_sample_notice(known["reason"]))
+        return "sample", SAMPLE
+    try:
+        path = assets.fetch("sms")
+    except assets.AssetError as error:
+        reason = str(error).split("\nWhat to do")[0]
+        remember("data", "sample", reason)
+        notice(_sample_notice(reason))
+        return "sample", SAMPLE
+    remember("data", "collection", f"read from {show_path(path)}")
+    return "collection", path
+
+
+def _sample_notice(reason: str) -> str:
+    return (
+        "DATA: the bundled sample stands in for the SMS Spam Collection.\n"
+        f"{reason}\n"
+        "Everything works; figures differ from the lecture's. With internet, run\n"
+        "python -m spamgpt fetch"
+    )
+
+
+def load(path: Path) -> pd.DataFrame:
+    """The messages as the lecture reads them: 5,572 rows of the collection.
+
+    Two messages hold a lone quotation mark, and pandas joins each with its successor;
+    `quoting=csv.QUOTE_NONE` would give the file's 5,574. The lecture's count is kept so
+    that its other numbers can be found again. Raises ValueError for a file that does not
+    hold the two labels.
+    """
+    table = pd.read_csv(path, sep="\t", header=None, names=["label", "text"], keep_default_na=False)
+    unknown = set(table["label"]) ^ set(LABELS)
+    if unknown:
+        raise ValueError(
+            f"{show_path(path)} must label its messages 'ham' or 'spam', and both must occur; "
+            f"the difference is {sorted(map(str, unknown))}"
+        )
+    return table
+
+
+def balance(table: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+    """All spam, and as many ham messages drawn at random (`sample` with `seed`)."""
+    spam, ham = table[table["label"] == "spam"], table[table["label"] == "ham"]
+    if len(ham) < len(spam):
+        raise ValueError(f"{len(ham):,} ham messages are too few for {len(spam):,} spam")
+    return pd.concat([ham.sample(len(spam), random_state=seed), spam])
+
+
+def random_split(
+    table: pd.DataFrame, train: float = 0.7, validation: float = 0.1, seed: int = 123
+) -> dict[str, pd.DataFrame]:
+    """Shuffle, then cut into train / validation / test (the rest); adds the column `target`.
+
+    Raises ValueError unless the two fractions are positive and leave something for test.
+    """
+    if not (train > 0 and validation > 0 and train + validation < 1):
+        raise ValueError(
+            f"train = {train} and validation = {validation} must be positive and leave a "
+            f"share for test; they add up to {train + validation:g}"
+        )
+    table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+    table = table.assign(target=table["label"].map(LABELS))
+    first = int(len(table) * train)
+    second = first + int(len(table) * validation)
+    parts = (table[:first], table[first:second], table[second:])
+    return {name: part.reset_index(drop=True) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def split_folder() -> Path:
+    """Where the three CSV files of the workspace lie."""
+    return workspace() / "sms"
+
+
+def save_splits(
+    splits: dict[str, pd.DataFrame], data_name: str, folder: Path | None = None
+) -> Path:
+    """Write train.csv, validation.csv, test.csv and what they were made of; returns the folder."""
+    folder = folder or split_folder()
+    for name in SPLITS:
+        with atomic(folder / f"{name}.csv") as temporary:
+            splits[name].to_csv(temporary, index=False)
+    write_json(folder / "source.json", {"data": data_name})
+    return folder
+
+
+def split_source(folder: Path | None = None) -> str:
+    """What the saved splits were made of: "collection" or "sample"."""
+    return read_json((folder or split_folder()) / "source.json")["data"]
+
+
+def load_splits(folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """The three tables that notebook 01 saved.
+
+    Raises FileNotFoundError that says what to run if one of them is missing.
+    """
+    folder = folder or split_folder()
+    missing = [name for name in SPLITS if not (folder / f"{name}.csv").exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}.csv is not in {show_path(folder)} yet: "
+            "run notebook 01_download_balance_split first (`make run` runs them all)"
+        )
+    # An empty message is text, not a missing value.
+    return {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in SPLITS}
+
+
+def make_splits() -> dict[str, pd.DataFrame]:
+    """What notebook 01 does, in one call: load, balance, split and save."""
+    data_name, path = source()
+    splits = random_split(balance(load(path)))
+    save_splits(splits, data_name)
+    return splits

@@ -1,0 +1,89 @@
+"""One training loop."""
+
+import math
+import time
+from collections.abc import Iterable
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from spamgpt.batching import Messages, data_loader
+from spamgpt.classifier import Classifier
+from spamgpt.evaluation import loss_and_accuracy
+from spamgpt.pretrained import Recipe
+
+RECORDS_PER_EPOCH = 4
+
+
+def fit(
+    classifier: Classifier,
+    train: Messages,
+    validation: Messages,
+    recipe: Recipe,
+    seed: int = 123,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Fine-tune `classifier` in place by `recipe`; returns its history.
+
+    One row for each quarter of an epoch: epoch (a fraction), examples (messages seen),
+    train_loss and train_accuracy (means since the row before, in training mode),
+    validation_loss and validation_accuracy (the whole set), seconds since the start.
+    Losses are cross-entropies in nats, accuracies shares from 0 to 1.
+
+    The seed fixes the order of the messages and the dropout. Raises FloatingPointError as
+    soon as the loss is not a number.
+    """
+    torch.manual_seed(seed)
+    device = classifier.score.weight.device
+    classifier.freeze(recipe.trained_blocks)
+    loader = data_loader(train, recipe.batch_size, shuffle=True, drop_last=True, seed=seed)
+    if len(loader) == 0:
+        raise ValueError(f"{len(train)} messages do not fill one batch of {recipe.batch_size}")
+    optimizer = torch.optim.AdamW(
+        [p for p in classifier.parameters() if p.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    record_every = math.ceil(len(loader) / RECORDS_PER_EPOCH)
+    rows, losses, hits, began = [], [], [], time.perf_counter()
+    classifier.train()
+    for step, batch in enumerate(_steps(loader, recipe.epochs, progress), start=1):
+        ids, lengths, targets = (part.to(device) for part in batch)
+        scores = classifier(ids, lengths)  # (B, n_labels)
+        loss = F.cross_entropy(scores, targets)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step}: training cannot recover; "
+                f"lower the learning rate ({recipe.learning_rate:g}) and start again"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        hits.append((scores.argmax(dim=-1) == targets).float().mean().item())
+        step_of_epoch = (step - 1) % len(loader) + 1
+        if step_of_epoch % record_every == 0 or step_of_epoch == len(loader):
+            validation_loss, validation_accuracy = loss_and_accuracy(classifier, validation)
+            rows.append(
+                {
+                    "epoch": step / len(loader),
+                    "examples": step * recipe.batch_size,
+                    "train_loss": sum(losses) / len(losses),
+                    "train_accuracy": sum(hits) / len(hits),
+                    "validation_loss": validation_loss,
+                    "validation_accuracy": validation_accuracy,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+            losses, hits = [], []
+    classifier.eval()
+    return pd.DataFrame(rows)
+
+
+def _steps(loader: Iterable, epochs: int, progress: bool) -> Iterable:
+    """The batches of all epochs in a row, with a progress bar for each epoch."""
+    for epoch in range(1, epochs + 1):
+        yield from tqdm(loader, desc=f"epoch {epoch}/{epochs}", unit="batch", disable=not progress)

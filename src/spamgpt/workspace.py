@@ -1,0 +1,85 @@
+"""The workspace: the folder for whatever is fetched, made or trained, and how to write there.
+
+SPAMGPT_WORKSPACE names another folder than the project's data/. What the repository
+carries (`SAMPLE`, `POCKET`) is only read.
+"""
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+SAMPLE = PROJECT / "data" / "bundled" / "sms_sample.tsv"
+POCKET = PROJECT / "data" / "bundled" / "pocket-gpt"
+
+
+def workspace() -> Path:
+    """The folder for whatever is fetched, made or trained."""
+    return Path(os.environ.get("SPAMGPT_WORKSPACE") or PROJECT / "data").resolve()
+
+
+def show_path(path: Path) -> str:
+    """A path as a reader knows it: from the project's folder on, never an absolute one."""
+    path = Path(path).resolve()
+    for base in (PROJECT, workspace().parent):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return path.name
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary neighbour of `path`, moved onto it only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write `content` to `path`, all or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def notice(text: str) -> None:
+    """Print `text` in a box that cannot be overlooked."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 76) or [""]]
+    print("┌" + "─" * 78 + "┐")
+    print("\n".join(f"│ {line:<76} │" for line in lines))
+    print("└" + "─" * 78 + "┘")
+
+
+# The base model and the data set are chosen once for a workspace, so that all notebooks
+# of one run agree and no cell waits twice for a dead network.
+
+
+def chosen(key: str) -> dict | None:
+    """What this workspace decided for `key` ("base" or "data"): name and reason, or None."""
+    try:
+        return read_json(workspace() / "choices.json").get(key)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def remember(key: str, name: str, reason: str) -> None:
+    """Write a decision down for the notebooks to come."""
+    path = workspace() / "choices.json"
+    others = read_json(path) if path.exists() else {}
+    write_json(path, others | {key: {"name": name, "reason": reason}})
+
+
+def forget_choices() -> None:
+    """Let the next notebook find out anew what can be had."""
+    (workspace() / "choices.json").unlink(missing_ok=True)
