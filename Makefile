@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint notebooks refresh clean
+.PHONY: help setup run test test-slow test-all lint notebooks refresh clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,7 +25,10 @@ run: $(READY)  ## the main job: execute the notebooks in order, print the result
 test: $(READY)  ## all fast tests, and every notebook by nbval
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(READY)  ## the slow tests too
+test-slow: $(READY)  ## only the slow tests
+	@$(BIN)/python -m pytest -m slow
+
+test-all: $(READY)  ## fast and slow tests, and every notebook
 	@$(BIN)/python -m pytest
 
 lint: $(READY)  ## ruff: errors and formatting
@@ -36,7 +39,7 @@ notebooks: $(READY)  ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab notebooks/00_finetuning_approaches.ipynb
 
 refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
-	@$(BIN)/python scripts/refresh_notebooks.py
+	@SPAMGPT_BASE=pocket $(BIN)/python scripts/refresh_notebooks.py
 
 clean:  ## remove what was made or trained (downloads in data/cache stay)
 	@rm -rf data/sms data/classifier data/results.json data/choices.json data/runs

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,7 @@ def fetch(name: str) -> Path:
                 _get(place, asset, temporary)
                 verify(temporary, asset)
             return target
-        except (OSError, AssetError, requests.RequestException, zipfile.BadZipFile) as error:
+        except (OSError, AssetError, requests.RequestException) as error:
             tried.append(f"  - {place}: {_reason(error)}")
     if asset.hub and not offline():
         try:
@@ -218,19 +219,21 @@ def _get(place: str, asset: Asset, target: Path) -> None:
     else:
         shutil.copyfile(place, target)
     if asset.member and zipfile.is_zipfile(target):
-        with zipfile.ZipFile(target) as archive:
-            data = archive.read(asset.member)
+        try:
+            with zipfile.ZipFile(target) as archive:
+                data = archive.read(asset.member)
+        except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
+            raise AssetError(f"the zip archive cannot be used: {error}") from error
         target.write_bytes(data)
 
 
 def _fetch_from_hub(asset: Asset, target: Path) -> Path:
     """Download through huggingface_hub, which goes on where an earlier try broke off."""
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
 
     repository, revision = asset.hub
     # The hub's client retries for 20 seconds without a network; this finds out in 5.
-    url = hf_hub_url(repository, target.name, revision=revision)
-    requests.head(url, timeout=(CONNECT_SECONDS, READ_SECONDS)).raise_for_status()
+    requests.head(_hub_url(asset), timeout=(CONNECT_SECONDS, READ_SECONDS)).raise_for_status()
     path = Path(
         hf_hub_download(
             repository,
@@ -246,6 +249,22 @@ def _fetch_from_hub(asset: Asset, target: Path) -> Path:
         path.unlink()
         raise
     return path
+
+
+def _hub_url(asset: Asset) -> str:
+    """The address of a file on Hugging Face."""
+    from huggingface_hub import hf_hub_url
+
+    repository, revision = asset.hub
+    return hf_hub_url(repository, Path(asset.filename).name, revision=revision)
+
+
+def addresses(name: str) -> list[str]:
+    """The internet addresses that `fetch(name)` may ask; none with SPAMGPT_OFFLINE."""
+    asset = ASSETS[name]
+    if offline():
+        return []
+    return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]
 
 
 def _reason(error: Exception) -> str:

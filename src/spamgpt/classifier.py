@@ -93,9 +93,9 @@ class Classifier(nn.Module):
         """Label scores of padded messages: (B, T) ids, (B,) lengths -> (B, n_labels)."""
         return self.tail(self.trunk(ids), lengths)
 
-    @torch.inference_mode()
-    def probabilities(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
-        """Label probabilities of encoded messages, in their order: (N, n_labels).
+    @torch.no_grad()
+    def scores_of(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
+        """Label scores of encoded messages, in their order, on the CPU: (N, n_labels).
 
         Messages of like length share a batch, so that little is spent on padding; the
         result does not depend on it.
@@ -108,10 +108,13 @@ class Classifier(nn.Module):
         for i in range(0, len(order), batch_size):
             rows = order[i : i + batch_size]
             ids, lengths = pad([sequences[row] for row in rows], self.tokenizer.eot_token)
-            scores = self(ids.to(device), lengths.to(device))
-            result[rows] = scores.softmax(dim=-1).float().cpu()
+            result[rows] = self(ids.to(device), lengths.to(device)).float().cpu()
         self.train(was_training)
         return result
+
+    def probabilities(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
+        """Label probabilities of encoded messages, in their order: (N, n_labels)."""
+        return self.scores_of(sequences, batch_size).softmax(dim=-1)
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """The most probable label of each text.
@@ -184,8 +187,13 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
     label_names = [
         name for _, name in sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
     ]
-    body = GPT2(load_config(folder))
-    classifier = Classifier(body, load_tokenizer(facts["base"]), label_names, facts["base"])
+    body, tokenizer = GPT2(load_config(folder)), load_tokenizer(facts["base"])
+    if tokenizer.n_vocab != body.config.n_vocab:
+        raise ValueError(
+            f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
+            f"tokenizer of {facts['base']} has {tokenizer.n_vocab:,} tokens: train again"
+        )
+    classifier = Classifier(body, tokenizer, label_names, facts["base"])
     tensors = read_weights(folder / "model.safetensors")
     load_weights(
         classifier,

@@ -10,14 +10,15 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 
 from spamgpt.batching import Messages
 from spamgpt.classifier import Classifier
+from spamgpt.workspace import read_json, workspace, write_json
 
 
 def loss_and_accuracy(classifier: Classifier, messages: Messages) -> tuple[float, float]:
     """Mean cross-entropy in nats per message, and the share of correct labels (0 to 1)."""
-    probabilities = classifier.probabilities(messages.ids)  # (N, n_labels)
+    scores = classifier.scores_of(messages.ids)  # (N, n_labels)
     targets = torch.tensor(messages.targets)
-    loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), targets)
-    return loss.item(), (probabilities.argmax(dim=-1) == targets).float().mean().item()
+    loss = F.cross_entropy(scores, targets)
+    return loss.item(), (scores.argmax(dim=-1) == targets).float().mean().item()
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -42,6 +43,12 @@ class Report:
     confusion: np.ndarray
 
 
+def predict(classifier: Classifier, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+    """(true classes (N,), probability of spam (N,)) of a data set."""
+    probabilities = classifier.probabilities(messages.ids)
+    return np.array(messages.targets), probabilities[:, 1].numpy()
+
+
 def report(targets: np.ndarray, predicted: np.ndarray) -> Report:
     """Metrics of predicted against true classes (0 and 1), computed by scikit-learn."""
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -57,3 +64,18 @@ def report(targets: np.ndarray, predicted: np.ndarray) -> Report:
         f1=float(f1),
         confusion=confusion_matrix(targets, predicted, labels=[0, 1]),
     )
+
+
+def save_results(reports: dict[str, Report], facts: dict) -> None:
+    """Keep the accuracies of each set, with the facts of the training, for `run` to print."""
+    splits = {
+        name: {"n": r.n, "accuracy": r.accuracy, "interval": r.interval}
+        for name, r in reports.items()
+    }
+    write_json(workspace() / "results.json", {**facts, "splits": splits})
+
+
+def load_results() -> dict | None:
+    """What `save_results` wrote, or None."""
+    path = workspace() / "results.json"
+    return read_json(path) if path.exists() else None

@@ -145,7 +145,7 @@ class GPT2(nn.Module):
         return F.linear(self.hidden(idx), self.wte.weight)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: GPT2,
     idx: Tensor,

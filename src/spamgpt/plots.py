@@ -27,6 +27,9 @@ STYLE = {
     "lines.linewidth": 2.5,
     "svg.hashsalt": "spamgpt",
 }
+# Choose the backend now. Chosen inside the first rc_context, Jupyter's would lose its setting
+# "interactive" with it, and show the first figure only.
+plt.switch_backend(plt.get_backend())
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
 
 
@@ -67,11 +70,11 @@ def lengths(table: pd.DataFrame, title: str) -> Axes:
     """Distribution of message lengths in characters, by label."""
     ax = _axes(title, "characters in a message", "share of the label's messages")
     sizes = table["text"].str.len()
-    bins = np.arange(0, sizes.quantile(0.995) + 10, 10)
+    bins = np.arange(0, sizes.quantile(0.995) + 10, 10)  # the few longest are left out
     for label, color in COLORS.items():
         chosen = sizes[table["label"] == label]
         ax.hist(
-            chosen.clip(upper=bins[-1]),
+            chosen,
             bins=bins,
             weights=np.full(len(chosen), 1 / len(chosen)),
             color=color,
@@ -110,7 +113,7 @@ def split_sizes(splits: dict[str, pd.DataFrame], title: str) -> Axes:
 @_style
 def token_counts(counts: Sequence[int], n_ctx: int, title: str) -> Axes:
     """Histogram of tokens per message, with mean and longest marked."""
-    ax = _axes(title, "tokens in a message", "messages")
+    ax = _axes(title, f"tokens in a message (the model reads up to {n_ctx:,})", "messages")
     longest, mean = max(counts), float(np.mean(counts))
     ax.hist(counts, bins=range(0, longest + 4, 3), color=BLUE)
     top = ax.get_ylim()[1]
@@ -120,9 +123,6 @@ def token_counts(counts: Sequence[int], n_ctx: int, title: str) -> Axes:
     ):
         ax.axvline(x, color=RED, linestyle="--")
         ax.text(x, top, f" {text}", color=RED, ha=align, va="top")
-    ax.text(
-        1, 0.5, f"the model reads up to {n_ctx:,}", transform=ax.transAxes, ha="right", color=GREY
-    )
     return ax
 
 
@@ -192,6 +192,8 @@ def change_by_position(change: Sequence[float], changed: int, title: str) -> Axe
 def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
     """Training and validation curves of "loss" or "accuracy" against epochs and examples."""
     ax = _axes(title, "epoch", "cross-entropy (nats)" if quantity == "loss" else quantity)
+    last = table.iloc[-1]
+    above = "train" if last[f"train_{quantity}"] > last[f"validation_{quantity}"] else "validation"
     for part, color, marker in (("train", BLUE, "o"), ("validation", RED, "s")):
         values = table[f"{part}_{quantity}"]
         ax.plot(table["epoch"], values, color=color, marker=marker, markersize=6)
@@ -200,7 +202,7 @@ def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
             (table["epoch"].iloc[-1], values.iloc[-1]),
             color=color,
             va="center",
-            xytext=(6, 9 if part == "train" else -9),
+            xytext=(6, 9 if part == above else -9),
             textcoords="offset points",
         )
     if quantity == "accuracy":

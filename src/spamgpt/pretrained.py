@@ -83,9 +83,8 @@ def load_base(name: str | None = None) -> Base:
         ValueError: there is no base model of that name.
         AssetError: a model named explicitly cannot be had.
     """
-    name = name or os.environ.get("SPAMGPT_BASE") or "auto"
-    if name == "auto":
-        name = _choose_base()
+    if name in (None, "auto"):
+        name = announce_base()
     recipe = POCKET_RECIPE if name == "pocket" else GPT2_RECIPE
     tokenizer = load_tokenizer(name)
     if name == "pocket":
@@ -97,8 +96,11 @@ def load_base(name: str | None = None) -> Base:
     return Base(name, model.eval(), tokenizer, recipe)
 
 
-def _choose_base() -> str:
-    """GPT-2 if it can be had, else Pocket GPT with a notice."""
+def announce_base() -> str:
+    """The name of the base model to use; prints a notice where Pocket GPT stands in for GPT-2."""
+    wanted = os.environ.get("SPAMGPT_BASE") or "auto"
+    if wanted != "auto":
+        return wanted
     known = chosen("base")
     if known and known["name"] == "pocket" and not assets.available("gpt2"):
         notice(_pocket_notice(known["reason"]))
@@ -190,8 +192,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{show_path(path)} is not a readable safetensors file: {error}") from None
     tensors = {key.removeprefix("transformer."): value for key, value in published.items()}
-    head = tensors.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, tensors["wte.weight"]):
+    head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
+    if head is not None and wte is not None and not torch.equal(head, wte):
         raise ValueError("lm_head.weight differs from wte.weight: this is not a tied GPT-2")
     return {
         key: (value.T if key.endswith(TRANSPOSED) else value).float().contiguous()
@@ -229,6 +231,7 @@ def write_weights(
     }
     with atomic(path) as temporary:
         save_file(published, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner only
 
 
 def save_checkpoint(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -6,6 +6,7 @@ Every table here has the columns `label` ("ham" or "spam") and `text`, splits ha
 `target` (0 or 1) besides.
 """
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,8 @@ from spamgpt.workspace import (
 LABELS = {"ham": 0, "spam": 1}
 LABEL_NAMES = list(LABELS)
 SPLITS = ("train", "validation", "test")
+# "NA" and "0800" are messages, not a missing value and a number.
+AS_TEXT = {"keep_default_na": False, "dtype": {"label": str, "text": str}}
 DATA_NAMES = {"collection": "SMS Spam Collection", "sample": "bundled sample"}
 
 
@@ -61,12 +64,12 @@ def _sample_notice(reason: str) -> str:
 def load(path: Path) -> pd.DataFrame:
     """The messages as the lecture reads them: 5,572 rows of the collection.
 
-    Two messages hold a lone quotation mark, and pandas joins each with its successor;
+    An unbalanced quotation mark makes pandas join three messages to one;
     `quoting=csv.QUOTE_NONE` would give the file's 5,574. The lecture's count is kept so
     that its other numbers can be found again. Raises ValueError for a file that does not
     hold the two labels.
     """
-    table = pd.read_csv(path, sep="\t", header=None, names=["label", "text"], keep_default_na=False)
+    table = pd.read_csv(path, sep="\t", header=None, names=["label", "text"], **AS_TEXT)
     unknown = set(table["label"]) ^ set(LABELS)
     if unknown:
         raise ValueError(
@@ -116,7 +119,7 @@ def save_splits(
     folder = folder or split_folder()
     for name in SPLITS:
         with atomic(folder / f"{name}.csv") as temporary:
-            splits[name].to_csv(temporary, index=False)
+            splits[name].to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
     write_json(folder / "source.json", {"data": data_name})
     return folder
 
@@ -138,8 +141,7 @@ def load_splits(folder: Path | None = None) -> dict[str, pd.DataFrame]:
             f"{missing[0]}.csv is not in {show_path(folder)} yet: "
             "run notebook 01_download_balance_split first (`make run` runs them all)"
         )
-    # An empty message is text, not a missing value.
-    return {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in SPLITS}
+    return {name: pd.read_csv(folder / f"{name}.csv", **AS_TEXT) for name in SPLITS}
 
 
 def make_splits() -> dict[str, pd.DataFrame]:

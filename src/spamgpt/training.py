@@ -2,19 +2,27 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from spamgpt.batching import Messages, data_loader
+from spamgpt.batching import Batch, Messages, data_loader
 from spamgpt.classifier import Classifier
 from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
 
 RECORDS_PER_EPOCH = 4
+
+
+def best_device() -> torch.device:
+    """The GPU if there is one that torch can use, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def fit(
@@ -83,7 +91,13 @@ def fit(
     return pd.DataFrame(rows)
 
 
-def _steps(loader: Iterable, epochs: int, progress: bool) -> Iterable:
+def _steps(loader: DataLoader, epochs: int, progress: bool) -> Iterator[Batch]:
     """The batches of all epochs in a row, with a progress bar for each epoch."""
     for epoch in range(1, epochs + 1):
-        yield from tqdm(loader, desc=f"epoch {epoch}/{epochs}", unit="batch", disable=not progress)
+        # Not tqdm(loader): its asyncio flavour asks the loader for a second iterator, and
+        # that would move the seeded order of the messages on.
+        title = f"epoch {epoch}/{epochs}"
+        with tqdm(total=len(loader), desc=title, unit="batch", disable=not progress) as bar:
+            for batch in loader:
+                yield batch
+                bar.update()

@@ -65,19 +65,25 @@ def notice(text: str) -> None:
 # of one run agree and no cell waits twice for a dead network.
 
 
+def _choices() -> dict:
+    """All decisions, as long as they were taken with the mirror that is set now."""
+    try:
+        choices = read_json(workspace() / "choices.json")
+    except (FileNotFoundError, ValueError):  # none yet, or damaged
+        return {}
+    return choices if choices.get("mirror") == os.environ.get("SPAMGPT_MIRROR") else {}
+
+
 def chosen(key: str) -> dict | None:
     """What this workspace decided for `key` ("base" or "data"): name and reason, or None."""
-    try:
-        return read_json(workspace() / "choices.json").get(key)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    return _choices().get(key)
 
 
 def remember(key: str, name: str, reason: str) -> None:
     """Write a decision down for the notebooks to come."""
-    path = workspace() / "choices.json"
-    others = read_json(path) if path.exists() else {}
-    write_json(path, others | {key: {"name": name, "reason": reason}})
+    choices = _choices() | {key: {"name": name, "reason": reason}}
+    choices["mirror"] = os.environ.get("SPAMGPT_MIRROR")
+    write_json(workspace() / "choices.json", choices)
 
 
 def forget_choices() -> None:

@@ -1,0 +1,102 @@
+"""The command line: python -m spamgpt doctor | fetch | run | classify."""
+
+import argparse
+import json
+import sys
+
+from spamgpt import assets
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Show whether everything is in place, and how to mend what is not."""
+    from spamgpt.doctor import examine
+
+    checks = examine()
+    if args.json:
+        print(json.dumps([check._asdict() for check in checks], indent=2))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FIX '} {check.name:<10} {check.found}")
+            if not check.ok:
+                print(f"     {'':<10} -> {check.remedy}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Download and verify files, and let the notebooks decide anew what to use."""
+    from spamgpt.workspace import forget_choices, show_path
+
+    forget_choices()
+    failed = 0
+    for name in args.names or ("sms", "vocab.bpe", "encoder.json", "gpt2"):
+        if name not in assets.ASSETS:
+            print(f"no file {name!r}; there are: {', '.join(assets.ASSETS)}", file=sys.stderr)
+            return 2
+        try:
+            print(f"{name}: {show_path(assets.fetch(name))}")
+        except assets.AssetError as error:
+            print(error, file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute the notebooks in order and print the result."""
+    from spamgpt.runner import run_notebooks
+
+    return run_notebooks(args.notebooks)
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Print label, probability and text of each message."""
+    from itertools import islice
+
+    from spamgpt.classifier import load_classifier
+
+    classifier, _ = load_classifier()
+    if args.texts == ["-"]:
+        texts = (line.rstrip("\r\n") for line in sys.stdin)
+    else:
+        texts = iter(args.texts)
+    while chunk := list(islice(texts, 256)):  # a stream of any length in constant memory
+        for text, (label, probability) in zip(chunk, classifier.classify(chunk), strict=True):
+            print(f"{label:<5} {probability:6.1%}  {text}", flush=True)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Windows consoles may not default to UTF-8
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    parser = argparse.ArgumentParser(prog="python -m spamgpt", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("doctor", help=doctor.__doc__)
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(do=doctor)
+
+    command = commands.add_parser("fetch", help=fetch.__doc__)
+    command.add_argument("names", nargs="*", metavar="name", help=", ".join(assets.ASSETS))
+    command.set_defaults(do=fetch)
+
+    command = commands.add_parser("run", help=run.__doc__)
+    command.add_argument("notebooks", nargs="*", help="numbers or names; default: all")
+    command.set_defaults(do=run)
+
+    command = commands.add_parser("classify", help=classify.__doc__)
+    command.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one message per line")
+    command.set_defaults(do=classify)
+
+    args = parser.parse_args(argv)
+    try:
+        return args.do(args)
+    except (assets.AssetError, FileNotFoundError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; what was fetched or saved so far is kept", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The model by itself: causality, its limits, and generation."""
+
+import pytest
+import torch
+from randomize import randomize
+
+from spamgpt.gpt2 import GPT2, GPT2Config, generate
+
+CONFIG = GPT2Config(n_layer=2, n_head=2, n_embd=16, n_ctx=12, n_vocab=40)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomize(GPT2(CONFIG)).eval()
+
+
+def ids(*shape, seed=0):
+    return torch.randint(CONFIG.n_vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_default_config_is_the_published_124m_model():
+    with torch.device("meta"):
+        model = GPT2(GPT2Config())
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+
+
+def test_config_rejects_channels_that_heads_cannot_share():
+    with pytest.raises(ValueError, match=r"n_embd = 10 .* n_head = 4"):
+        GPT2Config(n_embd=10, n_head=4)
+
+
+@pytest.mark.parametrize("changed", [0, 4, 9])
+def test_changing_a_token_changes_nothing_to_its_left(model, changed):
+    before = ids(1, 10)
+    after = before.clone()
+    after[0, changed] = (after[0, changed] + 1) % CONFIG.n_vocab
+    moved = (model(before) - model(after)).abs().amax(dim=-1)[0]  # (T,)
+    assert (moved[:changed] == 0).all()
+    assert (moved[changed:] > 1e-3).all()  # it and all that follows do react
+
+
+def test_position_matters(model):
+    """The same token gives other scores at another place."""
+    scores = model(torch.full((1, 3), 7))[0]
+    assert not torch.allclose(scores[0], scores[1], atol=1e-3)
+
+
+def test_a_text_as_long_as_the_context_is_read(model):
+    assert model(ids(1, 12)).shape == (1, 12, 40)
+
+
+def test_a_text_beyond_the_context_is_refused_with_both_numbers(model):
+    with pytest.raises(ValueError, match=r"13 tokens.* 12"):
+        model(ids(1, 13))
+
+
+@pytest.mark.parametrize("dropout, same", [(0.0, True), (0.5, False)])
+def test_dropout_acts_in_training_only(dropout, same):
+    model = randomize(GPT2(GPT2Config(2, 2, 16, 12, 40, dropout=dropout)))
+    model.train()
+    assert torch.equal(model(ids(1, 8)), model(ids(1, 8))) is same
+    model.eval()
+    assert torch.equal(model(ids(1, 8)), model(ids(1, 8)))
+
+
+@pytest.mark.parametrize("site", ["drop", "h.0.drop", "h.0.attn"])
+def test_dropout_acts_on_embedding_residual_and_attention(site):
+    """The three places of the published model, each tried alone."""
+    model = randomize(GPT2(GPT2Config(1, 2, 16, 12, 40, dropout=0.5))).train()
+    for name, module in model.named_modules():
+        if name != site and isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif name != site and hasattr(module, "dropout"):
+            module.dropout = 0.0
+    assert not torch.equal(model(ids(1, 8)), model(ids(1, 8)))
+
+
+# --- start values ---------------------------------------------------------------------
+
+
+def test_a_fresh_model_finds_all_tokens_about_equally_likely():
+    """Small start values: the first loss is about ln(n_vocab), not far above."""
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(n_layer=4, n_head=4, n_embd=64, n_ctx=32, n_vocab=1000))
+    idx = torch.randint(1000, (4, 32))
+    loss = torch.nn.functional.cross_entropy(model(idx)[:, :-1].flatten(0, 1), idx[:, 1:].flatten())
+    assert loss.item() == pytest.approx(6.908, abs=0.3)  # ln 1000
+
+
+def test_start_values_have_the_published_spread():
+    """Normal(0, 0.02); residual outputs divided by sqrt(2 n_layer)."""
+    torch.manual_seed(0)
+    h = GPT2(GPT2Config(n_layer=8, n_head=2, n_embd=64, n_vocab=100, n_ctx=8)).h[0]
+    for layer in (h.attn.c_attn, h.mlp.c_fc):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    for layer in (h.attn.c_proj, h.mlp.c_proj):
+        assert layer.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+
+
+# --- generate -------------------------------------------------------------------------
+
+
+def test_temperature_zero_always_takes_the_most_likely_token(model):
+    expected = ids(1, 3)
+    for _ in range(6):
+        expected = torch.cat([expected, model(expected)[:, -1:].argmax(dim=-1)], dim=1)
+    assert torch.equal(generate(model, ids(1, 3), 6, temperature=0), expected)
+
+
+def test_one_seed_gives_one_text_and_another_seed_another(model):
+    first, again, other = (generate(model, ids(1, 3), 8, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_top_k_one_is_the_most_likely_token_whatever_the_temperature(model):
+    greedy = generate(model, ids(1, 3), 6, temperature=0)
+    assert torch.equal(generate(model, ids(1, 3), 6, temperature=5.0, top_k=1, seed=3), greedy)
+
+
+def test_top_k_may_exceed_the_vocabulary(model):
+    out = generate(model, ids(1, 3), 4, top_k=10_000, seed=1)
+    assert torch.equal(out, generate(model, ids(1, 3), 4, seed=1))
+
+
+def test_generation_draws_from_the_softmax_at_the_given_temperature(model):
+    """Frequencies of 300 draws agree with the probabilities to four standard errors."""
+    temperature, draws = 2.0, 300
+    p = torch.softmax(model(ids(1, 3))[0, -1] / temperature, dim=-1)
+    drawn = [
+        generate(model, ids(1, 3), 1, temperature=temperature, seed=s)[0, -1] for s in range(draws)
+    ]
+    top = int(p.argmax())
+    share = torch.stack(drawn).eq(top).float().mean()
+    assert abs(share - p[top]) < 4 * (p[top] * (1 - p[top]) / draws).sqrt()
+
+
+def test_generation_stops_after_the_stop_token(model):
+    full = generate(model, ids(1, 3), 8, temperature=0)
+    stop = int(full[0, 5])
+    first = full[0, 3:].tolist().index(stop)
+    stopped = generate(model, ids(1, 3), 8, temperature=0, stop=stop)
+    assert torch.equal(stopped, full[:, : 3 + first + 1])
+
+
+def test_a_text_may_grow_beyond_the_context(model):
+    """Then the last n_ctx tokens decide."""
+    out = generate(model, ids(1, 10), 6, temperature=0)
+    assert out.shape == (1, 16)
+    with torch.no_grad():
+        assert out[0, -1] == model(out[:, -13:-1])[0, -1].argmax()
+
+
+def test_a_generated_text_can_be_given_to_the_model_again(model):
+    """Also outside `no_grad`, as in a notebook cell."""
+    out = generate(model, ids(1, 3), 4, temperature=0)
+    assert model(out).shape == (1, 7, CONFIG.n_vocab)
+
+
+def test_generation_leaves_a_training_model_in_training_mode():
+    model = GPT2(CONFIG).train()
+    generate(model, ids(1, 2), 1)
+    assert model.training

@@ -1,0 +1,279 @@
+"""The SMS Spam Collection: the lecture's numbers, and what holds for any data."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spamgpt import assets, sms
+from spamgpt.batching import encode
+from spamgpt.workspace import SAMPLE, chosen
+
+
+def table(n_ham, n_spam):
+    labels = ["ham"] * n_ham + ["spam"] * n_spam
+    return pd.DataFrame({"label": labels, "text": [f"{x} {i}" for i, x in enumerate(labels)]})
+
+
+# --- the real collection --------------------------------------------------------------
+
+
+def test_the_collection_has_the_lecture_counts(collection):
+    assert collection["label"].value_counts().to_dict() == {"ham": 4825, "spam": 747}
+
+
+def test_a_lone_quotation_mark_swallows_two_rows(published, collection):
+    """The file holds 5,574 messages; read as in the lecture, one row holds three of them."""
+    path = published("sms")
+    full = pd.read_csv(path, sep="\t", header=None, quoting=csv.QUOTE_NONE, keep_default_na=False)
+    assert full[0].value_counts().to_dict() == {"ham": 4827, "spam": 747}
+    assert len(collection) == 5572
+    (joined,) = collection[collection["text"].str.contains("\n")]["text"]
+    assert joined.count("\nham\t") == 2
+
+
+@pytest.fixture(scope="module")
+def lecture_splits(collection):
+    return sms.random_split(sms.balance(collection))
+
+
+def test_the_collection_is_balanced_and_split_as_in_the_lecture(collection, lecture_splits):
+    assert sms.balance(collection)["label"].value_counts().to_dict() == {"ham": 747, "spam": 747}
+    assert {name: len(part) for name, part in lecture_splits.items()} == {
+        "train": 1045,
+        "validation": 149,
+        "test": 300,
+    }
+
+
+def test_the_very_messages_are_those_of_the_lecture(collection, lecture_splits):
+    """Same rows, same order as the lecture's three pandas lines."""
+    ham = collection[collection["label"] == "ham"].sample(747, random_state=123)
+    balanced = pd.concat([ham, collection[collection["label"] == "spam"]])
+    shuffled = balanced.sample(frac=1, random_state=123)["text"].tolist()
+    assert [text for part in lecture_splits.values() for text in part["text"]] == shuffled
+
+
+def test_lengths_in_gpt2_tokens(lecture_splits, gpt2_tokenizer):
+    sizes = [len(ids) for ids in encode(lecture_splits["train"]["text"], gpt2_tokenizer)]
+    assert max(sizes) == 120
+    assert round(np.mean(sizes), 1) == 30.4
+
+
+def test_the_lecture_split_leaks(lecture_splits):
+    """The notebooks tell readers so: 37 test messages, 33 of them spam, stand in train."""
+    test = lecture_splits["test"]
+    seen = test[test["text"].isin(lecture_splits["train"]["text"])]
+    assert len(seen) == 37
+    assert (seen["label"] == "spam").sum() == 33
+
+
+# --- any data -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return sms.load(SAMPLE)
+
+
+def test_balance_keeps_all_spam_and_draws_as_much_ham(sample):
+    balanced = sms.balance(sample)
+    spam, ham = (balanced[balanced["label"] == label]["text"] for label in ("spam", "ham"))
+    assert sorted(spam) == sorted(sample[sample["label"] == "spam"]["text"])
+    assert len(ham) == len(spam)
+    assert ham.is_unique and set(ham) <= set(sample[sample["label"] == "ham"]["text"])
+
+
+def test_the_parts_of_a_split_are_the_whole(sample):
+    parts = sms.random_split(sample)
+    assert list(parts) == ["train", "validation", "test"]
+    joined = pd.concat(parts.values())
+    assert sorted(joined["text"]) == sorted(sample["text"])
+    assert (joined["target"] == (joined["label"] == "spam")).all()
+
+
+def test_a_split_is_shuffled(sample):
+    ordered = sample.sort_values("label", ignore_index=True)
+    train = sms.random_split(ordered)["train"]
+    share = (sample["label"] == "spam").mean()
+    assert (train["label"] == "spam").mean() == pytest.approx(share, abs=0.05)
+
+
+@pytest.mark.parametrize("make", [sms.balance, lambda t, **kw: sms.random_split(t, **kw)["test"]])
+def test_a_seed_fixes_the_draw_and_another_changes_it(make, sample):
+    first, again, other = (make(sample, seed=s)["text"].tolist() for s in (1, 1, 2))
+    assert first == again != other
+
+
+@settings(max_examples=50)
+@given(st.integers(10, 80), st.sampled_from([(0.7, 0.1), (0.5, 0.25), (0.8, 0.15)]))
+def test_fractions_are_kept_to_less_than_a_message(n, fractions):
+    parts = sms.random_split(table(n, n), *fractions)
+    assert sum(map(len, parts.values())) == 2 * n
+    for name, fraction in zip(("train", "validation"), fractions, strict=True):
+        assert 0 <= fraction * 2 * n - len(parts[name]) < 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "train, validation", [(0.9, 0.1), (0.7, 0.4), (0, 0.1), (0.7, 0), (-0.1, 0.5), (70, 10)]
+)
+def test_fractions_that_leave_nothing_are_refused_with_the_numbers(train, validation):
+    with pytest.raises(ValueError, match=f"train = {train} and validation = {validation}"):
+        sms.random_split(table(10, 10), train, validation)
+
+
+def test_balance_refuses_more_spam_than_ham():
+    with pytest.raises(ValueError, match=r"1 ham .* 2 spam"):
+        sms.balance(table(1, 2))
+
+
+# --- reading --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "messages.tsv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_an_unknown_label_is_refused_by_name(write):
+    with pytest.raises(ValueError, match="eggs"):
+        sms.load(write("ham\thello\nspam\twin\neggs\tand bacon\n"))
+
+
+def test_a_file_with_one_label_only_is_refused(write):
+    with pytest.raises(ValueError, match="spam"):
+        sms.load(write("ham\thello\nham\tyou\n"))
+
+
+def test_a_web_page_instead_of_messages_is_refused(write):
+    with pytest.raises(ValueError):
+        sms.load(write("<!DOCTYPE html>\n<html><body>Please log in</body></html>\n"))
+
+
+@pytest.mark.parametrize("text", ["NA", "null", "None", "nan", "", "08", "1e5", "True", " x "])
+def test_every_text_stays_text(text, write):
+    assert sms.load(write(f"ham\t{text}\nspam\twin\n"))["text"].tolist() == [text, "win"]
+
+
+def test_texts_that_are_all_numbers_stay_text(write):
+    assert sms.load(write("ham\t0800\nspam\t123\n"))["text"].tolist() == ["0800", "123"]
+
+
+# --- the three CSV files --------------------------------------------------------------
+
+ODD_TEXTS = [
+    "",
+    "NA",
+    "None",
+    "null",
+    "a, b, c",
+    'say "hi"',
+    'a lone " mark',
+    "two\nlines",
+    "two\r\nlines",
+    "a lone\rreturn",
+    "tab\there",
+    "emoji 😀 العربية",
+    " spaces around ",
+    "'",
+    "\\n",
+    "#1",
+]
+
+
+def splits_of(texts):
+    part = pd.DataFrame({"label": "ham", "text": texts, "target": 0})
+    return dict.fromkeys(sms.SPLITS, part)
+
+
+def test_saved_splits_come_back_the_same():
+    splits = sms.random_split(sms.balance(sms.load(SAMPLE)))
+    sms.save_splits(splits, "sample")
+    loaded = sms.load_splits()
+    assert list(loaded) == list(splits)
+    for name, part in splits.items():
+        pd.testing.assert_frame_equal(loaded[name], part)
+    assert sms.split_source() == "sample"
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=repr)
+def test_odd_texts_survive_saving(text, tmp_path):
+    folder = sms.save_splits(splits_of([text, "plain"]), "sample", tmp_path / "odd")
+    for part in sms.load_splits(folder).values():
+        assert part["text"].tolist() == [text, "plain"]
+
+
+def test_splits_whose_texts_are_all_numbers_survive_saving(tmp_path):
+    folder = sms.save_splits(splits_of(["007", "42"]), "sample", tmp_path / "numbers")
+    assert sms.load_splits(folder)["test"]["text"].tolist() == ["007", "42"]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1))
+def test_any_text_survives_saving(tmp_path_factory, texts):
+    folder = tmp_path_factory.mktemp("csv", numbered=True)
+    sms.save_splits(splits_of([*texts, "x"]), "sample", folder)
+    assert sms.load_splits(folder)["test"]["text"].tolist() == [*texts, "x"]
+
+
+@pytest.mark.parametrize("lost", [None, "validation"])
+def test_missing_splits_name_the_notebook_that_makes_them(lost):
+    if lost:
+        (sms.save_splits(splits_of(["x"]), "sample") / f"{lost}.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="01_download_balance_split"):
+        sms.load_splits()
+
+
+# --- where the data comes from --------------------------------------------------------
+
+
+def test_the_collection_is_taken_from_the_mirror(mirror, capsys):
+    name, path = sms.source()
+    assert name == "collection"
+    assert len(sms.load(path)) == 5572
+    assert capsys.readouterr().out == ""
+    assert chosen("data")["name"] == "collection"
+
+
+def test_without_a_network_the_sample_stands_in_and_says_so(capsys):
+    name, path = sms.source()
+    printed = capsys.readouterr().out
+    assert (name, path) == ("sample", SAMPLE)
+    assert "bundled sample" in printed and "SPAMGPT_OFFLINE" in printed
+    assert chosen("data")["name"] == "sample"
+
+
+def test_a_dead_network_is_asked_once_for_a_workspace(monkeypatch, capsys):
+    asked = []
+
+    def fetch(name):
+        asked.append(name)
+        raise assets.AssetError("no network")
+
+    monkeypatch.setattr(assets, "fetch", fetch)
+    assert sms.source() == sms.source() == ("sample", SAMPLE)
+    assert asked == ["sms"]
+    assert capsys.readouterr().out.count("no network") == 2  # each notebook says why
+
+
+def test_a_mirror_that_turns_up_later_is_used(_mirror, monkeypatch):
+    assert sms.source()[0] == "sample"
+    monkeypatch.setenv("SPAMGPT_MIRROR", _mirror)
+    assert sms.source()[0] == "collection"
+
+
+def test_make_splits_does_all_of_notebook_01():
+    splits = sms.make_splits()
+    assert sms.split_source() == "sample"
+    for name, part in sms.load_splits().items():
+        pd.testing.assert_frame_equal(part, splits[name])
+    counts = pd.concat(splits.values())["label"].value_counts()
+    assert counts["ham"] == counts["spam"]

@@ -1,0 +1,145 @@
+"""The training loop and its history."""
+
+import math
+import random
+
+import pandas as pd
+import pytest
+import torch
+
+from spamgpt.batching import Messages
+from spamgpt.pretrained import Recipe
+from spamgpt.training import fit
+
+SPAM = ["win", "free", "prize", "cash", "claim", "urgent"]
+HAM = ["home", "dinner", "sorry", "love", "mum", "work"]
+FAST = Recipe(trained_blocks=None, learning_rate=3e-3, batch_size=8, epochs=1)
+
+
+def toy(n, tokenizer, seed=0):
+    """n messages; every other one is spam, and tells so by its words."""
+    draw = random.Random(seed)
+    texts = [" ".join(draw.choices(SPAM if i % 2 else HAM, k=draw.randint(1, 8))) for i in range(n)]
+    return Messages(texts, [i % 2 for i in range(n)], tokenizer, 64)
+
+
+@pytest.fixture
+def train(pocket_tokenizer):
+    return toy(40, pocket_tokenizer)
+
+
+@pytest.fixture
+def validation(pocket_tokenizer):
+    return toy(11, pocket_tokenizer, seed=1)
+
+
+def test_an_easy_task_is_learned(make_classifier, train, validation):
+    recipe = Recipe(trained_blocks=None, learning_rate=3e-3, batch_size=8, epochs=6)
+    history = fit(make_classifier(), train, validation, recipe, progress=False)
+    first, last = history.iloc[0], history.iloc[-1]
+    assert last["train_loss"] < 0.3 * first["train_loss"]
+    assert last["validation_loss"] < 0.3 * math.log(2)
+    assert last["train_accuracy"] == last["validation_accuracy"] == 1.0
+
+
+# --- repeatable -----------------------------------------------------------------------
+
+
+def run(make_classifier, train, validation, seed, dropout=0.2):
+    classifier = make_classifier(dropout=dropout)
+    history = fit(classifier, train, validation, FAST, seed=seed, progress=False)
+    return history.drop(columns="seconds"), classifier.state_dict()
+
+
+def test_one_seed_gives_one_result(make_classifier, train, validation):
+    torch.manual_seed(1)
+    first, weights = run(make_classifier, train, validation, seed=7)
+    torch.manual_seed(2)  # what happened before in the notebook has no say
+    second, again = run(make_classifier, train, validation, seed=7)
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+def test_another_seed_gives_another_order(make_classifier, train, validation):
+    first, _ = run(make_classifier, train, validation, seed=7, dropout=0.0)
+    second, _ = run(make_classifier, train, validation, seed=8, dropout=0.0)
+    assert not first["train_loss"].equals(second["train_loss"])
+
+
+# --- the history ----------------------------------------------------------------------
+
+
+def test_the_history_has_a_row_for_each_quarter_of_an_epoch(
+    make_classifier, validation, pocket_tokenizer
+):
+    recipe = Recipe(trained_blocks=0, learning_rate=1e-3, batch_size=4, epochs=2)
+    train = toy(4 * 8 + 3, pocket_tokenizer)  # eight full batches and a rest, which is dropped
+    history = fit(make_classifier(), train, validation, recipe, progress=False)
+    assert history["epoch"].tolist() == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
+    assert history["examples"].tolist() == [8, 16, 24, 32, 40, 48, 56, 64]
+    assert history["seconds"].is_monotonic_increasing
+    assert history.columns.tolist() == [
+        "epoch",
+        "examples",
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "seconds",
+    ]
+
+
+@pytest.mark.parametrize("batches", [1, 3, 5, 7])
+def test_every_epoch_ends_with_a_row(batches, make_classifier, validation, pocket_tokenizer):
+    recipe = Recipe(trained_blocks=0, learning_rate=1e-3, batch_size=4, epochs=2)
+    train = toy(4 * batches, pocket_tokenizer)
+    history = fit(make_classifier(), train, validation, recipe, progress=False)
+    assert {1.0, 2.0} <= set(history["epoch"])
+    assert history["examples"].iloc[-1] == 2 * 4 * batches
+    assert history.notna().all(axis=None)
+
+
+def test_without_learning_the_loss_stays_ln_2(make_classifier, train, validation):
+    """The figures of the history are means over messages, in nats, of an unchanged zero head."""
+    recipe = Recipe(trained_blocks=None, learning_rate=0.0, batch_size=8, epochs=1)
+    history = fit(make_classifier(), train, validation, recipe, progress=False)
+    for column in ("train_loss", "validation_loss"):
+        assert history[column].tolist() == pytest.approx([math.log(2)] * len(history), abs=1e-6)
+    # Every score is a tie, and ties are called ham: six of the eleven.
+    assert history["validation_accuracy"].tolist() == pytest.approx([6 / 11] * len(history))
+    messages = history["examples"].diff().fillna(history["examples"].iloc[0])
+    hits = (history["train_accuracy"] * messages).sum()
+    assert hits == pytest.approx(20)  # of all forty messages, half of them ham
+
+
+def test_fit_leaves_the_classifier_ready_for_use(make_classifier, train, validation):
+    classifier = make_classifier(dropout=0.5)
+    fit(classifier, train, validation, FAST, progress=False)
+    assert not classifier.training
+
+
+def test_progress_can_be_silenced(make_classifier, train, validation, capfd):
+    fit(make_classifier(), train, validation, FAST, progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- what goes wrong ------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_training(make_classifier, train, validation):
+    classifier = make_classifier()
+    with torch.no_grad():
+        classifier.transformer.ln_f.weight[0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 1:.*learning rate"):
+        fit(classifier, train, validation, FAST, progress=False)
+
+
+def test_an_absurd_learning_rate_stops_training(make_classifier, train, validation):
+    recipe = Recipe(trained_blocks=None, learning_rate=1e30, epochs=3)
+    with pytest.raises(FloatingPointError, match=r"1e\+30"):
+        fit(make_classifier(), train, validation, recipe, progress=False)
+
+
+def test_fewer_messages_than_a_batch_are_refused(make_classifier, validation, pocket_tokenizer):
+    with pytest.raises(ValueError, match=r"7 messages .* batch of 8"):
+        fit(make_classifier(), toy(7, pocket_tokenizer), validation, FAST, progress=False)

@@ -1,0 +1,126 @@
+"""Writing to the workspace, naming paths, remembering choices."""
+
+from pathlib import Path
+
+import pytest
+
+from spamgpt import workspace as ws
+
+# --- all or nothing -------------------------------------------------------------------
+
+
+def test_a_file_appears_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with ws.atomic(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_write_keeps_the_old_file(error, tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), ws.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_survives_writing(tmp_path):
+    content = {"text": "naïve 😀", "numbers": [1, 2.5], "none": None}
+    ws.write_json(tmp_path / "a.json", content)
+    assert ws.read_json(tmp_path / "a.json") == content
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    ws.write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        ws.write_json(path, {"new": object()})
+    assert ws.read_json(path) == {"old": 1}
+
+
+# --- paths ----------------------------------------------------------------------------
+
+
+def test_the_environment_names_the_workspace(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPAMGPT_WORKSPACE", str(tmp_path / "here"))
+    assert ws.workspace() == (tmp_path / "here").resolve()
+
+
+@pytest.mark.parametrize("setting", [None, ""])
+def test_without_a_setting_the_workspace_is_the_project_data_folder(setting, monkeypatch):
+    monkeypatch.delenv("SPAMGPT_WORKSPACE")
+    if setting is not None:
+        monkeypatch.setenv("SPAMGPT_WORKSPACE", setting)
+    assert ws.workspace() == ws.PROJECT / "data"
+
+
+def test_a_path_in_the_project_is_shown_from_there_on():
+    assert ws.show_path(ws.SAMPLE) == "data/bundled/sms_sample.tsv"
+
+
+def test_a_path_is_never_shown_as_an_absolute_one(workspace_folder, tmp_path_factory):
+    places = [ws.SAMPLE, workspace_folder / "sms" / "train.csv", workspace_folder, ws.PROJECT]
+    places += [tmp_path_factory.mktemp("elsewhere") / "x.txt", Path("relative.txt")]
+    for place in places:
+        shown = ws.show_path(place)
+        assert not Path(shown).is_absolute()
+        assert str(Path.home()) not in shown and "/tmp" not in shown
+
+
+def test_a_path_in_the_workspace_names_the_workspace(workspace_folder):
+    assert ws.show_path(workspace_folder / "sms" / "train.csv") == "work/sms/train.csv"
+
+
+# --- notices --------------------------------------------------------------------------
+
+
+def test_a_notice_is_a_box_that_holds_every_word(capsys):
+    text = "TITLE\n\nfirst line\n" + "a long line that has to be wrapped " * 5 + "\n" + "x" * 200
+    ws.notice(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1  # a straight right border
+    assert len(lines[0]) <= 80
+    inner = [line.strip("│ ") for line in lines[1:-1]]
+    assert "".join("".join(inner).split()) == "".join(text.split())
+    assert inner[:3] == ["TITLE", "", "first line"]
+    assert (lines[0][0], lines[-1][-1]) == ("┌", "┘")
+
+
+# --- choices --------------------------------------------------------------------------
+
+
+def test_a_choice_is_remembered_until_it_is_forgotten():
+    assert ws.chosen("base") is None
+    ws.remember("base", "pocket", "no network")
+    ws.remember("data", "sample", "no network either")
+    assert ws.chosen("base") == {"name": "pocket", "reason": "no network"}
+    assert ws.chosen("data")["name"] == "sample"
+    ws.forget_choices()
+    assert ws.chosen("base") is ws.chosen("data") is None
+    ws.forget_choices()  # nothing to forget is no error
+
+
+def test_a_later_choice_replaces_the_earlier():
+    ws.remember("base", "pocket", "no network")
+    ws.remember("base", "gpt2", "its files are here")
+    assert ws.chosen("base")["name"] == "gpt2"
+
+
+def test_choices_belong_to_a_workspace(monkeypatch, tmp_path):
+    ws.remember("base", "pocket", "no network")
+    monkeypatch.setenv("SPAMGPT_WORKSPACE", str(tmp_path / "other"))
+    assert ws.chosen("base") is None
+
+
+def test_a_damaged_file_of_choices_is_as_good_as_none(workspace_folder):
+    workspace_folder.mkdir()
+    (workspace_folder / "choices.json").write_text('{"base": ')
+    assert ws.chosen("base") is None
+    ws.remember("base", "pocket", "no network")
+    assert ws.chosen("base")["name"] == "pocket"
