@@ -27,7 +27,7 @@ class _ThisPython(KernelSpecManager):
     """Kernels run in this very environment, whatever kernels the user has installed."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
+        return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]))
 
 
 def execute(notebook: nbformat.NotebookNode, name: str) -> None:
@@ -96,7 +96,7 @@ def write_report(executed: list[tuple[str, nbformat.NotebookNode]], path: Path) 
     whole = nbformat.v4.new_notebook(metadata=executed[0][1].metadata)
     for name, notebook in executed:
         for i, cell in enumerate(notebook.cells):
-            whole.cells.append(cell | {"id": f"{name}-{i}"})
+            whole.cells.append(nbformat.from_dict({**cell, "id": f"{name}-{i}"}))
     exporter = HTMLExporter(embed_images=True)
     resources = {"metadata": {"name": "spamgpt", "path": str(NOTEBOOKS)}}
     html, _ = exporter.from_notebook_node(whole, resources=resources)

@@ -1,0 +1,71 @@
+"""The command line, called as a user calls it."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from spamgpt import assets
+from spamgpt.__main__ import main
+from spamgpt.classifier import save_classifier
+
+
+@pytest.fixture
+def saved_classifier(trained_classifier):
+    save_classifier(trained_classifier)
+
+
+def test_doctor_names_the_base_model_and_the_data_it_would_use(capsys):
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[:3] == ["ok", "base", "pocket"] for line in lines)
+    assert any(line.split()[:2] == ["ok", "data"] for line in lines)
+
+
+def test_doctor_speaks_json(capsys):
+    main(["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert set(checks) == {"python", "packages", "disk", "memory", "device", "base", "data"}
+    assert all(isinstance(check["ok"], bool) for check in checks.values())
+
+
+def test_doctor_finds_a_wrong_base_model_and_says_what_to_do(capsys, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_BASE", "gpt5")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "gpt5 is not a base model" in out and "set SPAMGPT_BASE to auto" in out
+
+
+def test_fetch_rejects_an_unknown_name_and_lists_the_known(capsys):
+    assert main(["fetch", "gpt5"]) == 2
+    err = capsys.readouterr().err
+    assert "gpt5" in err and all(name in err for name in assets.ASSETS)
+
+
+def test_fetch_that_fails_says_so_and_exits_with_1(capsys, monkeypatch):
+    monkeypatch.delenv("SPAMGPT_MIRROR", raising=False)
+    assert main(["fetch", "sms"]) == 1
+    assert "SPAMGPT_OFFLINE" in capsys.readouterr().err
+
+
+def test_classify_without_a_classifier_says_what_to_run(capsys):
+    assert main(["classify", "hello"]) == 1
+    assert "05_finetune" in capsys.readouterr().err
+
+
+def test_classify_prints_label_probability_and_text_in_order(saved_classifier, capsys):
+    assert main(["classify", "first", "second"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    for line, text in ((first, "first"), (second, "second")):
+        label, probability, rest = line.split(maxsplit=2)
+        assert label in {"ham", "spam"} and 50 <= float(probability.rstrip("%")) <= 100
+        assert rest == text
+
+
+def test_classify_reads_one_message_per_line(saved_classifier, capsys, monkeypatch):
+    texts = [f"message {i}" for i in range(300)] + [""]  # more than one chunk, and an empty line
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts) + "\n"))
+    assert main(["classify", "-"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("%", 1)[1].strip() for line in lines] == texts
