@@ -175,12 +175,12 @@ def fetch(name: str) -> Path:
                 verify(temporary, asset)
             return target
         except (OSError, AssetError, requests.RequestException) as error:
-            tried.append(f"  - {place}: {_reason(error)}")
+            tried.append(f"  - {_label(place)}: {_reason(error)}")
     if asset.hub and not offline():
         try:
             return _fetch_from_hub(asset, target)
         except Exception as error:  # the hub's client raises errors of several libraries
-            tried.append(f"  - Hugging Face {asset.hub[0]}: {_reason(error)}")
+            tried.append(f"  - huggingface.co: {_reason(error)}")
     if offline():
         tried.append("  - the internet: not asked, since SPAMGPT_OFFLINE is set")
     raise AssetError(
@@ -265,6 +265,11 @@ def addresses(name: str) -> list[str]:
     if offline():
         return []
     return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]
+
+
+def _label(place: str) -> str:
+    """A place as a reader knows it: the host, or the file in the mirror's folder."""
+    return place.split("/")[2] if "://" in place else f"{Path(place).name} in SPAMGPT_MIRROR"
 
 
 def _reason(error: Exception) -> str:

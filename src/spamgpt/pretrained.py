@@ -121,7 +121,7 @@ def _pocket_notice(reason: str) -> str:
     return (
         "BASE MODEL: the embedded Pocket GPT stands in for GPT-2 124M.\n"
         f"{reason}\n"
-        "Same architecture, same code, fewer numbers. With internet, run\n"
+        "Same architecture, same code, fewer parameters. With internet, run\n"
         "python -m spamgpt fetch"
     )
 
