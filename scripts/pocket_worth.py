@@ -120,9 +120,7 @@ def main() -> None:
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--max-epochs", type=int, default=25)
-    parser.add_argument(
-        "--only-recipe", action="store_true", help="the recipe alone"
-    )
+    parser.add_argument("--only-recipe", action="store_true", help="the recipe alone")
     parser.add_argument("--out", type=Path, help="CSV file of all runs")
     args = parser.parse_args()
     data_name, path = ("sample", SAMPLE) if args.data == "sample" else sms.source()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from randomize import randomize
 from torch.testing import assert_close
 
-from spamgpt.batching import Messages, collate, data_loader, encode, pad
+from spamgpt.batching import Messages, batches_by_length, collate, data_loader, encode, pad
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +176,16 @@ def test_ids_and_lengths_stay_with_their_message(pocket_tokenizer):
         for ids, length, target in zip(*batch, strict=True):
             assert ids[:length].tolist() == messages.ids[target]
             assert (ids[length:] == pocket_tokenizer.eot_token).all()
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), max_tokens=st.integers(1, 300)
+)
+def test_batches_by_length_hold_every_message_once_and_keep_their_bound(lengths, max_tokens):
+    sequences = [[0] * n for n in lengths]
+    batches = list(batches_by_length(sequences, max_tokens))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    widths = [lengths[row] for batch in batches for row in batch]
+    assert widths == sorted(lengths)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= max_tokens

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import transformers
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from spamgpt.batching import Messages, encode, pad
+from spamgpt.batching import Messages, batches_by_length, encode, pad
 from spamgpt.classifier import build_classifier, classifier_folder, load_classifier, save_classifier
 from spamgpt.pretrained import Recipe, load_base
 from spamgpt.training import fit
@@ -133,10 +134,14 @@ def test_trunk_and_tail_make_the_whole(trained_blocks, trained_classifier):
 # --- judging texts --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_probabilities_come_in_the_order_of_the_messages(batch_size, trained_classifier):
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_probabilities_come_in_the_order_of_the_messages(
+    max_tokens, trained_classifier, monkeypatch
+):
+    batches = partial(batches_by_length, max_tokens=max_tokens)
+    monkeypatch.setattr("spamgpt.classifier.batches_by_length", batches)
     sequences = encode(TEXTS, trained_classifier.tokenizer)
-    found = trained_classifier.probabilities(sequences, batch_size)
+    found = trained_classifier.probabilities(sequences)
     alone = torch.cat([trained_classifier.probabilities([ids]) for ids in sequences])
     assert alone[:, 1].unique().numel() == len(TEXTS)  # so that an exchange would show
     assert_close(found, alone, atol=1e-5, rtol=1e-5)
@@ -253,3 +258,40 @@ def test_transformers_reads_the_saved_classifier(trained_classifier):
 def test_the_classifier_lies_in_the_workspace(trained_classifier, workspace_folder):
     assert save_classifier(trained_classifier) == classifier_folder()
     assert classifier_folder().is_relative_to(workspace_folder)
+
+
+# --- the frozen part, computed once ---------------------------------------------------
+
+
+@pytest.mark.parametrize("trained_blocks", [0, 1, 2])
+def test_scores_from_kept_trunk_states_equal_the_full_model(trained_blocks, trained_classifier):
+    sequences = encode(TEXTS, trained_classifier.tokenizer)
+    trained_classifier.freeze(trained_blocks)
+    states = trained_classifier.trunk_states(sequences)
+    n_embd = trained_classifier.transformer.config.n_embd
+    assert [tuple(x.shape) for x in states] == [(len(ids), n_embd) for ids in sequences]
+    kept, full = trained_classifier.scores_of(states), trained_classifier.scores_of(sequences)
+    torch.testing.assert_close(kept, full, atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_block_at_the_last_token_alone_equals_the_whole_block(trained_classifier):
+    block = trained_classifier.transformer.h[-1]
+    lengths = torch.tensor([9, 1, 4])
+    x = torch.randn(3, 9, trained_classifier.transformer.config.n_embd, requires_grad=True)
+    alone = block.at_end(x, lengths).squeeze(1)
+    whole = block(x)[torch.arange(3), lengths - 1]
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
+    alone_grad, whole_grad = (
+        torch.autograd.grad((y**2).sum(), [x, *block.parameters()]) for y in (alone, whole)
+    )
+    torch.testing.assert_close(alone_grad, whole_grad, atol=1e-4, rtol=1e-4)
+
+
+def test_the_frozen_part_has_no_dropout_in_training(make_classifier):
+    classifier = make_classifier(dropout=0.5)
+    classifier.freeze(1)
+    classifier.train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(classifier.trunk(ids), classifier.trunk(ids))
+    block = classifier.transformer.h[-1]
+    assert not torch.equal(block(torch.ones(1, 4, 16)), block(torch.ones(1, 4, 16)))

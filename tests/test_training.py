@@ -143,3 +143,30 @@ def test_an_absurd_learning_rate_stops_training(make_classifier, train, validati
 def test_fewer_messages_than_a_batch_are_refused(make_classifier, validation, pocket_tokenizer):
     with pytest.raises(ValueError, match=r"7 messages .* batch of 8"):
         fit(make_classifier(), toy(7, pocket_tokenizer), validation, FAST, progress=False)
+
+
+# --- the frozen part, computed once ---------------------------------------------------
+
+
+@pytest.mark.parametrize("trained_blocks", [0, 1, 2])
+def test_training_on_kept_states_equals_training_the_full_model(
+    trained_blocks, make_classifier, train, validation, capsys
+):
+    recipe = Recipe(trained_blocks, learning_rate=1e-3, batch_size=8, epochs=2)
+    kept, streamed = make_classifier(), make_classifier()
+    first = fit(kept, train, validation, recipe, progress=False)
+    assert capsys.readouterr().out == ""
+    second = fit(streamed, train, validation, recipe, progress=False, max_cache_bytes=0)
+    assert "more than the 0.0 GB allowed" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(
+        first.drop(columns="seconds"), second.drop(columns="seconds"), atol=1e-4, rtol=1e-4
+    )
+    for a, b in zip(kept.parameters(), streamed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_the_data_sets_keep_their_token_ids(make_classifier, train, validation):
+    before = [list(ids) for ids in train.ids]
+    recipe = Recipe(trained_blocks=1, learning_rate=1e-3, batch_size=8, epochs=1)
+    fit(make_classifier(), train, validation, recipe, progress=False)
+    assert train.ids == before

@@ -30,7 +30,14 @@ pooch.get_logger().setLevel(logging.WARNING)
 
 
 class AssetError(RuntimeError):
-    """A file could not be had; the message says what was tried and what to do."""
+    """A file could not be had; the message says what was tried and what to do.
+
+    `brief` is what was tried in one line, for a notice.
+    """
+
+    def __init__(self, message: str, brief: str = ""):
+        super().__init__(message)
+        self.brief = brief or message
 
 
 @dataclass(frozen=True)
@@ -175,19 +182,21 @@ def fetch(name: str) -> Path:
                 verify(temporary, asset)
             return target
         except (OSError, AssetError, requests.RequestException) as error:
-            tried.append(f"  - {_label(place)}: {_reason(error)}")
+            short = place.split("/")[2] if "://" in place else "the mirror"
+            tried.append((place, short, _reason(error)))
     if asset.hub and not offline():
         try:
             return _fetch_from_hub(asset, target)
         except Exception as error:  # the hub's client raises errors of several libraries
-            tried.append(f"  - huggingface.co: {_reason(error)}")
+            tried.append((f"Hugging Face {asset.hub[0]}", "huggingface.co", _reason(error)))
     if offline():
-        tried.append("  - the internet: not asked, since SPAMGPT_OFFLINE is set")
+        tried.append(("the internet",) * 2 + ("not asked, since SPAMGPT_OFFLINE is set",))
     raise AssetError(
         f"{name} could not be fetched:\n"
-        + "\n".join(tried)
+        + "\n".join(f"  - {place}: {reason}" for place, _, reason in tried)
         + "\nWhat to do: connect to the internet and run `python -m spamgpt fetch "
-        f"{name}`, or put {asset.mirror_names[0]} into a folder and set SPAMGPT_MIRROR to it."
+        f"{name}`, or put {asset.mirror_names[0]} into a folder and set SPAMGPT_MIRROR to it.",
+        brief=f"{name}: " + "; ".join(f"{short}: {reason}" for _, short, reason in tried),
     )
 
 
@@ -265,11 +274,6 @@ def addresses(name: str) -> list[str]:
     if offline():
         return []
     return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]
-
-
-def _label(place: str) -> str:
-    """A place as a reader knows it: the host, or the file in the mirror's folder."""
-    return place.split("/")[2] if "://" in place else f"{Path(place).name} in SPAMGPT_MIRROR"
 
 
 def _reason(error: Exception) -> str:

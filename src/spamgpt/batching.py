@@ -5,13 +5,14 @@ token, so the hidden state at a message's last real token is the same in every b
 and no attention mask is needed. What a batch must carry is where that token stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import tiktoken
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -69,9 +70,16 @@ class Messages(Dataset):
         return self.ids[index], self.targets[index]
 
 
-def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Pad on the right to the longest: ids (B, T) and true lengths (B,)."""
+def pad(
+    sequences: Sequence[Sequence[int]] | Sequence[Tensor], pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """Pad on the right to the longest: ids (B, T) and true lengths (B,).
+
+    Hidden states (T, C) in place of ids are padded with zeros to (B, T, C).
+    """
     lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
+    if isinstance(sequences[0], Tensor):
+        return pad_sequence(sequences, batch_first=True), lengths
     ids = torch.full((len(sequences), int(lengths.max())), pad_id)  # (B, T)
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = torch.tensor(sequence)
@@ -83,6 +91,23 @@ def collate(items: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
     sequences, targets = zip(*items, strict=True)
     ids, lengths = pad(sequences, pad_id)
     return Batch(ids, lengths, torch.tensor(targets))
+
+
+def batches_by_length(
+    sequences: Sequence[Sequence[int]] | Sequence[Tensor], max_tokens: int = 4096
+) -> Iterator[list[int]]:
+    """Row numbers of batches for which order does not matter: short with short, long with long.
+
+    No batch is larger than `max_tokens` with its pads, unless a single message is.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
+        if batch and (len(batch) + 1) * len(sequences[row]) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def data_loader(

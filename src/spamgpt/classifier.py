@@ -1,7 +1,7 @@
 """GPT-2 with a classification head: what is frozen, how a text is judged, save and load."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ import tiktoken
 import torch
 from torch import Tensor, nn
 
-from spamgpt.batching import encode, pad
-from spamgpt.gpt2 import GPT2
+from spamgpt.batching import batches_by_length, encode, pad
+from spamgpt.gpt2 import GPT2, at
 from spamgpt.pretrained import (
     Base,
     load_config,
@@ -84,37 +84,62 @@ class Classifier(nn.Module):
 
     def tail(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels)."""
-        for block in self.transformer.h[self.frozen_blocks :]:
+        blocks = self.transformer.h[self.frozen_blocks :]
+        for block in blocks[:-1]:
             x = block(x)
-        last = x[torch.arange(len(x), device=x.device), lengths - 1]  # (B, C)
-        return self.score(self.transformer.ln_f(last))
+        # Nothing reads the last block's other tokens, so they are not computed.
+        last = blocks[-1].at_end(x, lengths) if len(blocks) else at(x, lengths)  # (B, 1, C)
+        return self.score(self.transformer.ln_f(last.squeeze(1)))
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Label scores of padded messages: (B, T) ids, (B,) lengths -> (B, n_labels)."""
-        return self.tail(self.trunk(ids), lengths)
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Label scores of padded messages: (B, T) ids, (B,) lengths -> (B, n_labels).
+
+        What `trunk` made of the ids, (B, T, C), may be given in their place.
+        """
+        return self.tail(x if x.is_floating_point() else self.trunk(x), lengths)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Training mode, without dropout in what is frozen: its result must not vary."""
+        super().train(mode)
+        if not self.transformer.wte.weight.requires_grad:
+            self.transformer.drop.eval()
+            self.transformer.h[: self.frozen_blocks].eval()
+        return self
 
     @torch.no_grad()
-    def scores_of(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
-        """Label scores of encoded messages, in their order, on the CPU: (N, n_labels).
+    def trunk_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What the frozen part makes of encoded messages, computed once: (T, C) for each."""
+        result: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for rows, x, lengths in self._batches(sequences):
+            for row, states, length in zip(rows, self.trunk(x), lengths, strict=True):
+                result[row] = states[:length].clone()  # not a view that keeps the pads alive
+        return result
 
-        Messages of like length share a batch, so that little is spent on padding; the
-        result does not depend on it.
+    @torch.no_grad()
+    def scores_of(self, sequences: Sequence[Sequence[int]] | Sequence[Tensor]) -> Tensor:
+        """Label scores of messages, in their order, on the CPU: (N, n_labels).
+
+        Messages are token ids, or what `trunk_states` made of them. Those of like length
+        share a batch, so that little is spent on padding; the result does not depend on it.
         """
-        device = self.score.weight.device
         was_training = self.training
         self.eval()
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         result = torch.empty(len(sequences), len(self.label_names))
-        for i in range(0, len(order), batch_size):
-            rows = order[i : i + batch_size]
-            ids, lengths = pad([sequences[row] for row in rows], self.tokenizer.eot_token)
-            result[rows] = self(ids.to(device), lengths.to(device)).float().cpu()
+        for rows, x, lengths in self._batches(sequences):
+            result[rows] = self(x, lengths).float().cpu()
         self.train(was_training)
         return result
 
-    def probabilities(self, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
-        """Label probabilities of encoded messages, in their order: (N, n_labels)."""
-        return self.scores_of(sequences, batch_size).softmax(dim=-1)
+    def _batches(self, sequences: Sequence) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(row numbers, padded messages, lengths) of batches, on the model's device."""
+        device = self.score.weight.device
+        for rows in batches_by_length(sequences):
+            x, lengths = pad([sequences[row] for row in rows], self.tokenizer.eot_token)
+            yield rows, x.to(device), lengths.to(device)
+
+    def probabilities(self, sequences: Sequence[Sequence[int]] | Sequence[Tensor]) -> Tensor:
+        """Label probabilities of messages, in their order: (N, n_labels)."""
+        return self.scores_of(sequences).softmax(dim=-1)
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """The most probable label of each text.

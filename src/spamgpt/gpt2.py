@@ -22,11 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPT2Config:
-    """The five numbers that fix a GPT-2 architecture; the defaults are the 124M model.
-
-    `dropout` is used while training only. GPT-2 was pretrained with 0.1; the
-    fine-tuning recipes here name their own value.
-    """
+    """The five numbers that fix a GPT-2 architecture (defaults: 124M), and training's dropout."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -37,10 +33,12 @@ class GPT2Config:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd = {self.n_embd} channels cannot be split evenly over "
-                f"n_head = {self.n_head} heads"
-            )
+            raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
+
+
+def at(x: Tensor, lengths: Tensor) -> Tensor:
+    """Each row's last real token: (B, T, C) and true lengths (B,) -> (B, 1, C)."""
+    return x[torch.arange(len(x), device=x.device), lengths - 1].unsqueeze(1)
 
 
 class Attention(nn.Module):
@@ -54,14 +52,25 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
-            for part in self.c_attn(x).split(C, dim=2)
-        )
+        q, k, v = (self._heads(part) for part in self.c_attn(x).chunk(3, dim=2))
         p = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return self.c_proj(y.transpose(1, 2).reshape(x.shape))
+
+    def at_end(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, C), (B,) -> (B, 1, C)
+        """The same for the last real token alone: one query, keys and values of all tokens."""
+        T, C = x.shape[1:]
+        (w_q, w_kv), (b_q, b_kv) = (p.split([C, 2 * C]) for p in self.c_attn.parameters())
+        q = self._heads(F.linear(at(x, lengths), w_q, b_q))  # (B, nh, 1, hs)
+        k, v = (self._heads(part) for part in F.linear(x, w_kv, b_kv).chunk(2, dim=2))
+        real = torch.arange(T, device=x.device) < lengths[:, None]  # (B, T)
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None], dropout_p=p)
+        return self.c_proj(y.transpose(1, 2).reshape(-1, 1, C))
+
+    def _heads(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, nh, T, hs)
+        B, T, C = x.shape
+        return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -90,6 +99,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         x = x + self.drop(self.attn(self.ln_1(x)))  # norm first: "pre-norm"
+        return x + self.drop(self.mlp(self.ln_2(x)))
+
+    def at_end(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, C), (B,) -> (B, 1, C)
+        """The block's result for the last real token alone, at a fraction of the work."""
+        x = at(x, lengths) + self.drop(self.attn.at_end(self.ln_1(x), lengths))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 

@@ -109,9 +109,8 @@ def announce_base() -> str:
         load_tokenizer("gpt2")
         assets.fetch("gpt2")
     except assets.AssetError as error:
-        reason = str(error).split("\nWhat to do")[0]
-        remember("base", "pocket", reason)
-        notice(_pocket_notice(reason))
+        remember("base", "pocket", error.brief)
+        notice(_pocket_notice(error.brief))
         return "pocket"
     remember("base", "gpt2", "its files are here")
     return "gpt2"

@@ -44,9 +44,8 @@ def source() -> tuple[str, Path]:
     try:
         path = assets.fetch("sms")
     except assets.AssetError as error:
-        reason = str(error).split("\nWhat to do")[0]
-        remember("data", "sample", reason)
-        notice(_sample_notice(reason))
+        remember("data", "sample", error.brief)
+        notice(_sample_notice(error.brief))
         return "sample", SAMPLE
     remember("data", "collection", f"read from {show_path(path)}")
     return "collection", path

@@ -1,8 +1,9 @@
 """One training loop."""
 
+import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -32,6 +33,7 @@ def fit(
     recipe: Recipe,
     seed: int = 123,
     progress: bool = True,
+    max_cache_bytes: int = 2 * 2**30,
 ) -> pd.DataFrame:
     """Fine-tune `classifier` in place by `recipe`; returns its history.
 
@@ -40,14 +42,16 @@ def fit(
     validation_loss and validation_accuracy (the whole set), seconds since the start.
     Losses are cross-entropies in nats, accuracies shares from 0 to 1.
 
-    The seed fixes the order of the messages and the dropout. Raises FloatingPointError as
-    soon as the loss is not a number.
+    The seed fixes the order of the messages and the dropout. What the frozen part makes of
+    a message never changes, so it is computed once and kept, unless that takes more than
+    `max_cache_bytes`; the result is the same. Raises FloatingPointError as soon as the loss
+    is not a number.
     """
+    began = time.perf_counter()
     torch.manual_seed(seed)
     device = classifier.score.weight.device
     classifier.freeze(recipe.trained_blocks)
-    loader = data_loader(train, recipe.batch_size, shuffle=True, drop_last=True, seed=seed)
-    if len(loader) == 0:
+    if len(train) < recipe.batch_size:
         raise ValueError(f"{len(train)} messages do not fill one batch of {recipe.batch_size}")
     optimizer = torch.optim.AdamW(
         [p for p in classifier.parameters() if p.requires_grad],
@@ -55,8 +59,11 @@ def fit(
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    if classifier.frozen_blocks:
+        train, validation = _run_frozen_part(classifier, (train, validation), max_cache_bytes)
+    loader = data_loader(train, recipe.batch_size, shuffle=True, drop_last=True, seed=seed)
     record_every = math.ceil(len(loader) / RECORDS_PER_EPOCH)
-    rows, losses, hits, began = [], [], [], time.perf_counter()
+    rows, losses, hits = [], [], []
     classifier.train()
     for step, batch in enumerate(_steps(loader, recipe.epochs, progress), start=1):
         ids, lengths, targets = (part.to(device) for part in batch)
@@ -89,6 +96,25 @@ def fit(
             losses, hits = [], []
     classifier.eval()
     return pd.DataFrame(rows)
+
+
+def _run_frozen_part(
+    classifier: Classifier, parts: Sequence[Messages], max_bytes: int
+) -> list[Messages]:
+    """The data sets with the trunk's states in place of token ids, if there is room for them."""
+    n_tokens = sum(len(ids) for part in parts for ids in part.ids)
+    n_bytes = n_tokens * classifier.transformer.config.n_embd * 4  # fp32
+    if n_bytes > max_bytes:
+        print(
+            f"The frozen part's results would take {n_bytes / 1e9:.1f} GB, more than the "
+            f"{max_bytes / 1e9:.1f} GB allowed: they are computed anew at each step, more slowly."
+        )
+        return list(parts)
+    classifier.eval()
+    cached = [copy.copy(part) for part in parts]
+    for part in cached:
+        part.ids = classifier.trunk_states(part.ids)
+    return cached
 
 
 def _steps(loader: DataLoader, epochs: int, progress: bool) -> Iterator[Batch]:
