@@ -15,6 +15,8 @@ setup: $(READY)  ## create the virtual environment (run and test do it by themse
 
 $(READY): requirements.txt pyproject.toml
 	@echo "Setting up $(VENV) (once; about a minute with a fast connection) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -29,7 +29,8 @@ import tiktoken
 import torch
 
 from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import END, POCKET_FOLDER, save_checkpoint, tokenizer_from_ranks
+from spamgpt.pretrained import END, save_checkpoint, tokenizer_from_ranks
+from spamgpt.workspace import POCKET
 
 # What one window is drawn from. Dialogues weigh more than their 20 % of the corpus, and
 # more than half of all windows carry the spelling of text messages: the model will read
@@ -297,6 +298,48 @@ def bits_per_byte(model: GPT2, windows: Windows, device: torch.device) -> dict[s
     return result
 
 
+def ngram_bits_per_byte(windows: Windows, n_vocab: int, order: int) -> dict[str, float]:
+    """Held-out loss of an n-gram model of the same tokens: the bar to clear.
+
+    Counts of the plain training streams, Witten-Bell smoothing down to the uniform
+    distribution (Witten and Bell 1991, https://doi.org/10.1109/18.87000), which has
+    nothing to tune.
+    """
+    train = [windows.streams[name].astype(np.int64) for name in HELD_OUT]
+    result = {}
+    for name in HELD_OUT:
+        batches, bytes_per_token = windows.held_out(name)
+        ids = batches.numpy().ravel()
+        probability = np.full(len(ids), 1 / n_vocab)
+        for n in range(1, order + 1):
+            grams = np.concatenate([_ngrams(stream, n, n_vocab) for stream in train])
+            seen, counts = np.unique(grams, return_counts=True)
+            history, first, kinds = np.unique(
+                seen // n_vocab, return_index=True, return_counts=True
+            )
+            total = np.add.reduceat(counts, first)
+            query = _ngrams(ids, n, n_vocab)
+            c = _look_up(query, seen, counts)
+            N = _look_up(query // n_vocab, history, total)
+            k = _look_up(query // n_vocab, history, kinds)
+            lower = probability[n - 1 :]
+            probability[n - 1 :] = np.where(N > 0, (c + k * lower) / np.maximum(N + k, 1), lower)
+        result[name] = float(-np.log2(probability[order - 1 :]).mean() / bytes_per_token)
+    return result
+
+
+def _ngrams(ids: np.ndarray, n: int, n_vocab: int) -> np.ndarray:
+    """Every run of n ids as one number, the last id in its lowest digits."""
+    length = len(ids) - n + 1
+    return sum(ids[i : i + length] * n_vocab ** (n - 1 - i) for i in range(n))
+
+
+def _look_up(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """values[keys == query], 0 where there is no such key; `keys` are sorted."""
+    place = np.searchsorted(keys, query).clip(max=len(keys) - 1)
+    return np.where(keys[place] == query, values[place], 0)
+
+
 def optimizers(model: GPT2, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, norms and biases."""
     matrices = [p for k, p in model.named_parameters() if k.startswith("h.") and p.ndim == 2]
@@ -363,7 +406,10 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
         if time.monotonic() - last_save > 120 or step == steps:
             save(checkpoint, model, opts, step, seconds)
             last_save = time.monotonic()
+    uniform = math.log2(args.n_vocab)
     facts = {
+        "uniform_bits_per_byte": {name: uniform / windows.held_out(name)[1] for name in HELD_OUT},
+        "trigram_bits_per_byte": ngram_bits_per_byte(windows, args.n_vocab, 3),
         "tokens_seen": step * per_step,
         "seconds": round(seconds),
         "held_out_bits_per_byte": bits_per_byte(model, windows, device),
@@ -374,8 +420,10 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("data/pretrain"))
-    parser.add_argument("--out", type=Path, default=POCKET_FOLDER)
+    parser.add_argument(
+        "--work", type=Path, default=Path("data/pretrain"), help="stages and checkpoints"
+    )
+    parser.add_argument("--out", type=Path, default=POCKET)
     parser.add_argument("--name", default="pocket", help="name of the checkpoint under --work")
     parser.add_argument("--tokens", type=float, default=40e6)
     parser.add_argument("--batch", type=int, default=32, help="windows in a step")

@@ -267,7 +267,7 @@ def test_the_classifier_lies_in_the_workspace(trained_classifier, workspace_fold
 def test_scores_from_kept_trunk_states_equal_the_full_model(trained_blocks, trained_classifier):
     sequences = encode(TEXTS, trained_classifier.tokenizer)
     trained_classifier.freeze(trained_blocks)
-    states = trained_classifier.trunk_states(sequences)
+    states = trained_classifier.trunk_states(sequences, bf16=False)
     n_embd = trained_classifier.transformer.config.n_embd
     assert [tuple(x.shape) for x in states] == [(len(ids), n_embd) for ids in sequences]
     kept, full = trained_classifier.scores_of(states), trained_classifier.scores_of(sequences)
@@ -295,3 +295,12 @@ def test_the_frozen_part_has_no_dropout_in_training(make_classifier):
     assert torch.equal(classifier.trunk(ids), classifier.trunk(ids))
     block = classifier.transformer.h[-1]
     assert not torch.equal(block(torch.ones(1, 4, 16)), block(torch.ones(1, 4, 16)))
+
+
+def test_bf16_in_the_trunk_changes_states_by_its_rounding_only(trained_classifier):
+    sequences = encode(TEXTS, trained_classifier.tokenizer)
+    trained_classifier.freeze(1)
+    exact, rounded = (trained_classifier.trunk_states(sequences, bf16) for bf16 in (False, True))
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.dtype == torch.float32
+        assert_close(a, b, atol=0.05 * a.abs().max().item(), rtol=0)

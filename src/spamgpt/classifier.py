@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from spamgpt.batching import batches_by_length, encode, pad
 from spamgpt.gpt2 import GPT2, at
+from spamgpt.hardware import bf16_pays
 from spamgpt.pretrained import (
     Base,
     load_config,
@@ -107,11 +108,20 @@ class Classifier(nn.Module):
         return self
 
     @torch.no_grad()
-    def trunk_states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """What the frozen part makes of encoded messages, computed once: (T, C) for each."""
+    def trunk_states(
+        self, sequences: Sequence[Sequence[int]], bf16: bool | None = None
+    ) -> list[Tensor]:
+        """What the frozen part makes of encoded messages, computed once: (T, C) in fp32 for each.
+
+        With `bf16` matrices are multiplied in bf16 (None: where the hardware is faster so).
+        """
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
+        device = self.score.weight.device
+        bf16 = bf16_pays(device) if bf16 is None else bf16
         for rows, x, lengths in self._batches(sequences):
-            for row, states, length in zip(rows, self.trunk(x), lengths, strict=True):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                batch = self.trunk(x).float()
+            for row, states, length in zip(rows, batch, lengths, strict=True):
                 result[row] = states[:length].clone()  # not a view that keeps the pads alive
         return result
 

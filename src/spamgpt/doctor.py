@@ -12,8 +12,8 @@ import torch
 from packaging.requirements import Requirement
 
 from spamgpt import assets
+from spamgpt.hardware import best_device, bf16_pays
 from spamgpt.pretrained import BASE_NAMES
-from spamgpt.training import best_device
 from spamgpt.workspace import chosen, show_path, workspace
 
 GB = 1e9
@@ -84,7 +84,8 @@ def _memory() -> Check:
 def _device() -> Check:
     device = best_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Check("device", True, f"{name}, {torch.get_num_threads()} CPU threads")
+    precision = "bf16 where nothing is trained" if bf16_pays(device) else "fp32"
+    return Check("device", True, f"{name}, {torch.get_num_threads()} CPU threads, {precision}")
 
 
 def _base() -> Check:

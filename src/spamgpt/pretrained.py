@@ -48,7 +48,8 @@ class Recipe:
     """How a base model is fine-tuned: what is trained, and how fast.
 
     `trained_blocks` counts from the end and includes `ln_f` and the head; None trains
-    everything. `learning_rate` and `weight_decay` are AdamW's.
+    everything. `learning_rate` and `weight_decay` are AdamW's; with `decay`, the learning
+    rate falls linearly to zero over the training, else it stays.
     """
 
     trained_blocks: int | None
@@ -56,6 +57,7 @@ class Recipe:
     weight_decay: float = 0.1
     batch_size: int = 8
     epochs: int = 5
+    decay: bool = False
 
 
 # The lecture's recipe for GPT-2; Pocket GPT's was chosen by validation accuracy (model card).

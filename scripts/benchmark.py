@@ -1,0 +1,340 @@
+"""How fast is it? Training, inference and growth, measured in one run on one machine.
+
+    python scripts/benchmark.py --out docs/benchmark.md        # all of it, about half an hour
+    python scripts/benchmark.py --shape pocket --epochs 1      # a quick look
+
+Training, all with the lecture's recipe (last block, ln_f and head; AdamW; batches of 8) on
+the training messages of the workspace's data:
+
+    A  the textbook loop: every batch padded to the longest training message, all blocks
+       forward at every step, position -1 read
+    B  transformers' GPT2ForSequenceClassification, padded to the batch's longest message,
+       the same parameters frozen, a plain PyTorch loop
+    C  ours in fp32
+    D  ours as it decides by itself
+
+Each row runs in a process of its own, so that its peak memory is its own. Weights are
+random where GPT-2's are not at hand: the work is the same.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import psutil
+import torch
+import torch.nn.functional as F
+
+from spamgpt import assets, sms
+from spamgpt.batching import Messages, data_loader, pad
+from spamgpt.classifier import Classifier
+from spamgpt.gpt2 import GPT2, GPT2Config
+from spamgpt.hardware import bf16_pays
+from spamgpt.pretrained import (
+    GPT2_RECIPE,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    published_config,
+    read_weights,
+)
+from spamgpt.training import fit
+from spamgpt.workspace import POCKET, atomic
+
+CPU = torch.device("cpu")
+
+
+class PeakMemory:
+    """Peak resident memory of this process while the block runs, in bytes."""
+
+    def __enter__(self):
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self):
+        process = psutil.Process()
+        while not self._done.wait(0.05):
+            self.peak = max(self.peak, process.memory_info().rss)
+
+    def __exit__(self, *_):
+        self._done.set()
+        self._thread.join()
+
+
+# --- what is measured -----------------------------------------------------------------
+
+
+def tokenizer_and_config(shape: str):
+    """GPT-2's where they can be had; Pocket GPT's tokenizer has the smaller vocabulary."""
+    if shape == "pocket":
+        return load_tokenizer("pocket"), load_config(POCKET)
+    try:
+        return load_tokenizer("gpt2"), GPT2Config()
+    except assets.AssetError:
+        return load_tokenizer("pocket"), GPT2Config()
+
+
+def build(shape: str) -> Classifier:
+    """A classifier of this shape, pretrained if the weights are here, else random."""
+    torch.manual_seed(123)
+    tokenizer, config = tokenizer_and_config(shape)
+    body = GPT2(config)
+    if shape == "pocket":
+        load_weights(body, read_weights(POCKET / "model.safetensors"))
+    elif assets.available("gpt2"):
+        load_weights(body, read_weights(assets.fetch("gpt2")))
+    return Classifier(body, tokenizer, sms.LABEL_NAMES, shape)
+
+
+def messages_of(table, classifier: Classifier) -> Messages:
+    n_ctx = classifier.transformer.config.n_ctx
+    return Messages(table["text"], table["target"], classifier.tokenizer, n_ctx)
+
+
+def reference(classifier: Classifier):
+    """The same model as transformers builds it, with the same parameters frozen."""
+    import transformers
+
+    config = transformers.GPT2Config(
+        **published_config(classifier.transformer.config),
+        num_labels=2,
+        pad_token_id=classifier.tokenizer.eot_token,
+    )
+    model = transformers.GPT2ForSequenceClassification(config)
+    model.requires_grad_(False)
+    for module in (model.transformer.h[-1], model.transformer.ln_f, model.score):
+        module.requires_grad_(True)
+    return model
+
+
+def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
+    weights = [p for p in model.parameters() if p.requires_grad]
+    recipe = GPT2_RECIPE
+    return torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+
+def train_textbook(classifier: Classifier, train: Messages, epochs: int) -> dict:
+    """Row A."""
+    classifier.freeze(1)
+    longest = max(map(len, train.ids))
+    optimizer = adamw(classifier)
+    classifier.train()
+    began = time.perf_counter()
+    for _ in range(epochs):
+        for batch in data_loader(train, 8, shuffle=True, drop_last=True):
+            room = longest - batch.ids.shape[1]
+            ids = F.pad(batch.ids, (0, room), value=train.pad_id)
+            hidden = classifier.transformer.hidden(ids)  # (B, T, C)
+            loss = F.cross_entropy(classifier.score(hidden)[:, -1], batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return {"seconds": time.perf_counter() - began}
+
+
+def train_reference(classifier: Classifier, train: Messages, epochs: int) -> dict:
+    """Row B."""
+    model = reference(classifier)
+    optimizer = adamw(model)
+    model.train()
+    began = time.perf_counter()
+    for _ in range(epochs):
+        for ids, lengths, targets in data_loader(train, 8, shuffle=True, drop_last=True):
+            mask = torch.arange(ids.shape[1]) < lengths[:, None]
+            loss = model(input_ids=ids, attention_mask=mask.long(), labels=targets).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return {"seconds": time.perf_counter() - began}
+
+
+def train_ours(classifier: Classifier, train: Messages, epochs: int, bf16: bool | None) -> dict:
+    """Rows C and D; the trunk is timed again by itself, outside the total."""
+    few = Messages(["one"], [0], classifier.tokenizer, 8)  # validation is not part of the race
+    recipe = replace(GPT2_RECIPE, epochs=epochs)
+    began = time.perf_counter()
+    fit(classifier, train, few, recipe, progress=False, bf16=bf16)
+    seconds = time.perf_counter() - began
+    classifier.eval()
+    began = time.perf_counter()
+    classifier.trunk_states(train.ids, bf16)
+    trunk = time.perf_counter() - began
+    return {"seconds": seconds, "trunk": trunk, "tail": seconds - trunk}
+
+
+def infer_reference(classifier: Classifier, texts: Messages) -> dict:
+    """All messages in batches of 64 as they come, as a user of transformers would."""
+    model = reference(classifier).eval()
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for i in range(0, len(texts), 64):
+            ids, lengths = pad(texts.ids[i : i + 64], texts.pad_id)
+            mask = torch.arange(ids.shape[1]) < lengths[:, None]
+            model(input_ids=ids, attention_mask=mask.long())
+    return {"seconds": time.perf_counter() - began}
+
+
+def infer_ours(classifier: Classifier, texts: Messages) -> dict:
+    began = time.perf_counter()
+    classifier.probabilities(texts.ids)
+    return {"seconds": time.perf_counter() - began}
+
+
+def least_seconds(classifier: Classifier, train: Messages, bf16: bool) -> dict:
+    """The trunk's multiplications over the machine's measured rate of matrix products."""
+    config = classifier.transformer.config
+    blocks = config.n_layer - 1
+    flops = 0.0
+    for ids in train.ids:
+        T, C = len(ids), config.n_embd
+        flops += blocks * (2 * T * 12 * C * C + 2 * T * (T + 1) * C)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a = torch.randn(4096, config.n_embd).to(dtype)
+    b = torch.randn(4 * config.n_embd, config.n_embd).to(dtype)
+    F.linear(a, b)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        F.linear(a, b)
+        best = min(best, time.perf_counter() - began)
+    rate = 2 * a.shape[0] * a.shape[1] * b.shape[0] / best
+    return {"flops": flops, "rate": rate, "seconds": flops / rate}
+
+
+# --- one row in one process -----------------------------------------------------------
+
+
+def run_row(args: argparse.Namespace) -> dict:
+    """Measure the row that --row names; memory includes interpreter and libraries."""
+    classifier = build(args.shape)
+    splits = sms.load_splits()
+    train = messages_of(splits["train"], classifier)
+    train.ids, train.targets = train.ids * args.times, train.targets * args.times
+    with PeakMemory() as memory:
+        if args.row == "A":
+            result = train_textbook(classifier, train, args.epochs)
+        elif args.row == "B":
+            result = train_reference(classifier, train, args.epochs)
+        elif args.row in "CD":
+            bf16 = False if args.row == "C" else None
+            result = train_ours(classifier, train, args.epochs, bf16)
+            result["least"] = least_seconds(
+                classifier, train, bf16_pays(CPU) if bf16 is None else bf16
+            )
+        else:
+            _, path = sms.source()
+            table = sms.load(path).assign(target=0)
+            texts = messages_of(table, classifier)
+            infer = infer_reference if args.row == "inference B" else infer_ours
+            result = infer(classifier, texts)
+            result["messages"] = len(texts)
+    return result | {"memory": memory.peak}
+
+
+def in_own_process(args: argparse.Namespace, row: str, times: int = 1) -> dict:
+    command = [sys.executable, __file__, "--row", row, "--times", str(times)]
+    command += ["--shape", args.shape, "--epochs", str(args.epochs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"row {row} failed:\n{done.stderr}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(f"{row} x{times}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def table(header: list[str], rows: list[list]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def report(args: argparse.Namespace) -> str:
+    """The whole benchmark as Markdown."""
+    rows = {row: in_own_process(args, row) for row in args.rows}
+    names = {
+        "A": "A textbook loop",
+        "B": "B transformers, dynamic padding",
+        "C": "C ours, fp32",
+        "D": "D ours, as it decides",
+    }
+    parts = [
+        f"`python scripts/benchmark.py {' '.join(sys.argv[1:])}`, {date.today()}, "
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, shape {args.shape}, {args.epochs} epochs",
+        "## Training",
+    ]
+    cells = []
+    for row, r in rows.items():
+        ratios = [
+            f"{rows[other]['seconds'] / r['seconds']:.1f}x" if other in rows else ""
+            for other in "AB"
+        ]
+        split = [f"{r[k]:.1f}" if k in r else "" for k in ("trunk", "tail")]
+        cells.append(
+            [names[row], f"{r['seconds']:.1f}", *split, f"{r['memory'] / 1e9:.2f}", *ratios]
+        )
+    header = ["", "seconds", "trunk", "tail", "peak GB", "faster than A", "than B"]
+    parts.append(table(header, cells))
+    parts.append("## The limit of the trunk")
+    cells = [
+        [
+            names[row],
+            f"{r['least']['flops'] / 1e12:.2f}",
+            f"{r['least']['rate'] / 1e9:.0f}",
+            f"{r['least']['seconds']:.1f}",
+            f"{r['trunk']:.1f}",
+            f"{r['least']['seconds'] / r['trunk']:.0%}",
+        ]
+        for row, r in rows.items()
+        if "least" in r
+    ]
+    header = ["", "TFLOP", "measured GFLOP/s", "least seconds", "taken", "share of the rate"]
+    parts.append(table(header, cells))
+    if not args.training_only:
+        parts.append("## Inference")
+        speed = {}
+        for row in ("inference B", "inference ours"):
+            r = in_own_process(args, row)
+            speed[row] = r["messages"] / r["seconds"]
+        cells = [[row, f"{s:.1f}", f"{s / speed['inference B']:.1f}x"] for row, s in speed.items()]
+        parts.append(table(["", "messages/s", "ratio"], cells))
+        parts.append("## Growth of D")
+        cells = []
+        for times in (1, 2, 4, 8):
+            r = in_own_process(args, "D", times)
+            cells.append([f"{times}x", f"{r['seconds']:.1f}", f"{r['memory'] / 1e9:.2f}"])
+        parts.append(table(["training messages", "seconds", "peak GB"], cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", choices=["gpt2", "pocket"], default="gpt2")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rows", nargs="+", default=["A", "B", "C", "D"])
+    parser.add_argument("--training-only", action="store_true")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(run_row(args)))
+        return
+    sms.make_splits()
+    text = report(args)
+    print(text)
+    if args.out:
+        with atomic(args.out) as temporary:
+            temporary.write_text("# Benchmark\n\n" + text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
