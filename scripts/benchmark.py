@@ -183,9 +183,9 @@ def infer_reference(classifier: Classifier, texts: Messages) -> dict:
     return {"seconds": time.perf_counter() - began}
 
 
-def infer_ours(classifier: Classifier, texts: Messages) -> dict:
+def infer_ours(classifier: Classifier, texts: Messages, bf16: bool | None) -> dict:
     began = time.perf_counter()
-    classifier.probabilities(texts.ids)
+    classifier.scores_of(texts.ids, bf16)
     return {"seconds": time.perf_counter() - began}
 
 
@@ -234,8 +234,10 @@ def run_row(args: argparse.Namespace) -> dict:
             _, path = sms.source()
             table = sms.load(path).assign(target=0)
             texts = messages_of(table, classifier)
-            infer = infer_reference if args.row == "inference B" else infer_ours
-            result = infer(classifier, texts)
+            if args.row == "inference B":
+                result = infer_reference(classifier, texts)
+            else:
+                result = infer_ours(classifier, texts, False if args.row[-1] == "C" else None)
             result["messages"] = len(texts)
     return result | {"memory": memory.peak}
 
@@ -301,7 +303,7 @@ def report(args: argparse.Namespace) -> str:
     if not args.training_only:
         parts.append("## Inference")
         speed = {}
-        for row in ("inference B", "inference ours"):
+        for row in ("inference B", "inference C", "inference D"):
             r = in_own_process(args, row)
             speed[row] = r["messages"] / r["seconds"]
         cells = [[row, f"{s:.1f}", f"{s / speed['inference B']:.1f}x"] for row, s in speed.items()]

@@ -304,3 +304,12 @@ def test_bf16_in_the_trunk_changes_states_by_its_rounding_only(trained_classifie
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == torch.float32
         assert_close(a, b, atol=0.05 * a.abs().max().item(), rtol=0)
+
+
+def test_classify_in_bf16_differs_by_rounding_only(trained_classifier, monkeypatch):
+    exact = trained_classifier.classify(TEXTS)
+    monkeypatch.setattr("spamgpt.classifier.bf16_pays", lambda device: True)
+    rounded = trained_classifier.classify(TEXTS)
+    assert [p.probability for p in rounded] != [p.probability for p in exact]  # it was bf16
+    for a, b in zip(exact, rounded, strict=True):
+        assert b.probability == pytest.approx(a.probability, abs=0.02)
