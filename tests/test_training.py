@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -46,8 +47,9 @@ def test_an_easy_task_is_learned(make_classifier, train, validation):
 
 
 def run(make_classifier, train, validation, seed, dropout=0.2):
-    classifier = make_classifier(dropout=dropout)
-    history = fit(classifier, train, validation, FAST, seed=seed, progress=False)
+    classifier = make_classifier()
+    recipe = replace(FAST, dropout=dropout)
+    history = fit(classifier, train, validation, recipe, seed=seed, progress=False)
     return history.drop(columns="seconds"), classifier.state_dict()
 
 
@@ -121,6 +123,33 @@ def test_fit_leaves_the_classifier_ready_for_use(make_classifier, train, validat
 def test_progress_can_be_silenced(make_classifier, train, validation, capfd):
     fit(make_classifier(), train, validation, FAST, progress=False)
     assert capfd.readouterr() == ("", "")
+
+
+# --- the recipe -----------------------------------------------------------------------
+
+
+def test_dropout_is_the_recipes(make_classifier, train, validation):
+    plain, _ = run(make_classifier, train, validation, seed=7, dropout=0.0)
+    noisy, _ = run(make_classifier, train, validation, seed=7, dropout=0.5)
+    assert not plain["train_loss"].equals(noisy["train_loss"])
+
+
+def test_a_decaying_learning_rate_makes_smaller_steps_and_ends_at_zero(
+    make_classifier, train, validation, monkeypatch
+):
+    rates = []
+    step = torch.optim.AdamW.step
+
+    def record(optimizer, *args, **kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    for decay in (False, True):
+        recipe = replace(FAST, decay=decay, learning_rate=1e-3)
+        fit(make_classifier(), train, validation, recipe, progress=False)
+    assert rates[:5] == [1e-3] * 5
+    assert rates[5:] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
 
 
 # --- what goes wrong ------------------------------------------------------------------

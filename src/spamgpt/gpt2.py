@@ -47,13 +47,13 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config):
         super().__init__()
         self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.drop = nn.Dropout(config.dropout)  # of attention weights
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         q, k, v = (self._heads(part) for part in self.c_attn(x).chunk(3, dim=2))
-        p = self.dropout if self.training else 0.0
+        p = self.drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         q = self._heads(F.linear(at(x, lengths), w_q, b_q))  # (B, nh, 1, hs)
         k, v = (self._heads(part) for part in F.linear(x, w_kv, b_kv).chunk(2, dim=2))
         real = torch.arange(T, device=x.device) < lengths[:, None]  # (B, T)
-        p = self.dropout if self.training else 0.0
+        p = self.drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None], dropout_p=p)
         return self.c_proj(y.transpose(1, 2).reshape(-1, 1, C))
 

@@ -49,7 +49,8 @@ class Recipe:
 
     `trained_blocks` counts from the end and includes `ln_f` and the head; None trains
     everything. `learning_rate` and `weight_decay` are AdamW's; with `decay`, the learning
-    rate falls linearly to zero over the training, else it stays.
+    rate falls linearly to zero over the training, else it stays. `dropout` is the share of
+    hidden values that are set to zero at random in training, in what is trained.
     """
 
     trained_blocks: int | None
@@ -58,6 +59,7 @@ class Recipe:
     batch_size: int = 8
     epochs: int = 5
     decay: bool = False
+    dropout: float = 0.0
 
 
 # The lecture's recipe for GPT-2; Pocket GPT's was chosen by validation accuracy (model card).

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -48,6 +49,9 @@ def fit(
     torch.manual_seed(seed)
     device = classifier.score.weight.device
     classifier.freeze(recipe.trained_blocks)
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = recipe.dropout
     if len(train) < recipe.batch_size:
         raise ValueError(f"{len(train)} messages do not fill one batch of {recipe.batch_size}")
     optimizer = torch.optim.AdamW(
