@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tiktoken
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from spamgpt.batching import batches_by_length, encode, pad
 from spamgpt.gpt2 import GPT2, at
@@ -109,7 +110,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def trunk_states(
-        self, sequences: Sequence[Sequence[int]], bf16: bool | None = None
+        self, sequences: Sequence[Sequence[int]], bf16: bool | None = None, progress: bool = False
     ) -> list[Tensor]:
         """What the frozen part makes of encoded messages, computed once: (T, C) in fp32 for each.
 
@@ -118,11 +119,15 @@ class Classifier(nn.Module):
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
         device = self.score.weight.device
         bf16 = bf16_pays(device) if bf16 is None else bf16
-        for rows, x, lengths in self._batches(sequences):
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                batch = self.trunk(x).float()
-            for row, states, length in zip(rows, batch, lengths, strict=True):
-                result[row] = states[:length].clone()  # not a view that keeps the pads alive
+        with tqdm(
+            total=len(sequences), desc="frozen part", unit="message", disable=not progress
+        ) as bar:
+            for rows, x, lengths in self._batches(sequences):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    batch = self.trunk(x).float()
+                for row, states, length in zip(rows, batch, lengths, strict=True):
+                    result[row] = states[:length].clone()  # not a view: it would keep the pads
+                bar.update(len(rows))
         return result
 
     @torch.no_grad()

@@ -62,7 +62,8 @@ class Recipe:
     dropout: float = 0.0
 
 
-# The lecture's recipe for GPT-2; Pocket GPT's had the best validation accuracy of a few (model card).
+# The lecture's recipe for GPT-2. Pocket GPT's had the best validation accuracy of a few that
+# were tried (see its model card).
 GPT2_RECIPE = Recipe(trained_blocks=1, learning_rate=5e-5)
 POCKET_RECIPE = Recipe(trained_blocks=6, learning_rate=3e-4, decay=True, dropout=0.1)
 

@@ -61,7 +61,9 @@ def fit(
         fused=True,
     )
     if classifier.frozen_blocks:
-        train, validation = _run_frozen_part(classifier, (train, validation), max_cache_bytes, bf16)
+        train, validation = _run_frozen_part(
+            classifier, (train, validation), max_cache_bytes, bf16, progress
+        )
     loader = data_loader(train, recipe.batch_size, shuffle=True, drop_last=True, seed=seed)
     record_every = math.ceil(len(loader) / RECORDS_PER_EPOCH)
     n_steps = len(loader) * recipe.epochs
@@ -105,7 +107,11 @@ def fit(
 
 
 def _run_frozen_part(
-    classifier: Classifier, parts: Sequence[Messages], max_bytes: int, bf16: bool | None
+    classifier: Classifier,
+    parts: Sequence[Messages],
+    max_bytes: int,
+    bf16: bool | None,
+    progress: bool,
 ) -> list[Messages]:
     """The data sets with the trunk's states in place of token ids, if there is room for them."""
     n_tokens = sum(len(ids) for part in parts for ids in part.ids)
@@ -119,7 +125,7 @@ def _run_frozen_part(
     classifier.eval()
     cached = [copy.copy(part) for part in parts]
     for part in cached:
-        part.ids = classifier.trunk_states(part.ids, bf16)
+        part.ids = classifier.trunk_states(part.ids, bf16, progress)
     return cached
 
 
