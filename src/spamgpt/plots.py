@@ -129,7 +129,7 @@ def token_counts(counts: Sequence[int], n_ctx: int, title: str) -> Axes:
 @_style
 def padding(widths: dict[str, tuple[int, int]], title: str) -> Axes:
     """Real tokens and pads under each way of padding: name -> (real, pads)."""
-    ax = _axes(title, "tokens the model computes", "")
+    ax = _axes(title, "tokens the model computes (solid: real, hatched: pads)", "")
     names = list(widths)
     real = np.array([widths[name][0] for name in names])
     pads = np.array([widths[name][1] for name in names])
@@ -137,7 +137,6 @@ def padding(widths: dict[str, tuple[int, int]], title: str) -> Axes:
     ax.barh(names, pads, left=real, color="white", edgecolor=GREY, hatch="///")
     for y, (r, p) in enumerate(zip(real, pads, strict=True)):
         ax.text(r + p, y, f"  {p / (r + p):.0%} pads", va="center")
-    ax.text(real[0] / 2, 0, "real tokens", color="white", ha="center", va="center")
     ax.set_xlim(0, (real + pads).max() * 1.2)
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.invert_yaxis()
