@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all lint notebooks refresh clean
+.PHONY: help setup run test test-slow test-all lint notebooks refresh bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ notebooks: $(READY)  ## open JupyterLab on the notebooks
 
 refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
 	@SPAMGPT_BASE=pocket $(BIN)/python scripts/refresh_notebooks.py
+
+bench: $(READY)  ## time training and inference against two other ways (about half an hour)
+	@$(BIN)/python scripts/benchmark.py
 
 clean:  ## remove what was made or trained (downloads in data/cache stay)
 	@rm -rf data/sms data/classifier data/results.json data/choices.json data/runs
