@@ -9,6 +9,7 @@ import pytest
 from spamgpt import assets
 from spamgpt.__main__ import main
 from spamgpt.classifier import save_classifier
+from spamgpt.workspace import remember
 
 
 @pytest.fixture
@@ -69,3 +70,12 @@ def test_classify_reads_one_message_per_line(saved_classifier, capsys, monkeypat
     assert main(["classify", "-"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("%", 1)[1].strip() for line in lines] == texts
+
+
+def test_doctor_knows_what_the_workspace_remembers(capsys, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_BASE", "auto")
+    remember("base", "pocket", "no network")
+    remember("data", "sample", "no network")
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "pocket (remembered" in out and "bundled sample (remembered" in out

@@ -65,3 +65,15 @@ def test_result_table_shows_what_was_measured():
     for expected in ("bundled sample", "pocket", "6,902,274", "12 s", "99 s", "97.00% of 300"):
         assert expected in table
     assert "94.4% to 98.4%" in table
+
+
+def test_results_of_an_earlier_run_are_not_shown_as_this_runs(
+    notebooks, workspace_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(runner, "load_results", lambda: {"of": "another run"})
+    monkeypatch.setattr(runner, "result_table", lambda results, seconds: "THE TABLE")
+    runner.run_notebooks([])
+    assert "THE TABLE" not in capsys.readouterr().out
+    (notebooks / "01_two.ipynb").rename(notebooks / "06_evaluate.ipynb")
+    runner.run_notebooks(["06"])
+    assert "THE TABLE" in capsys.readouterr().out

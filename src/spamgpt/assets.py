@@ -22,7 +22,7 @@ from pathlib import Path
 import pooch
 import requests
 
-from spamgpt.workspace import atomic, workspace
+from spamgpt.workspace import atomic, chosen, workspace
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 
@@ -158,6 +158,14 @@ def available(name: str) -> bool:
         and any((Path(mirror) / file).is_file() for file in ASSETS[name].mirror_names)
     )
     return cached(name).is_file() or bool(in_mirror)
+
+
+def why_stand_in(key: str, stand_in: str, name: str) -> str | None:
+    """Why this workspace remembers `stand_in` for `key`, as long as `name` is not at hand."""
+    known = chosen(key)
+    if known and known["name"] == stand_in and not available(name):
+        return known["reason"]
+    return None
 
 
 def fetch(name: str) -> Path:

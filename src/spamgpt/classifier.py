@@ -117,13 +117,11 @@ class Classifier(nn.Module):
         With `bf16` matrices are multiplied in bf16 (None: where the hardware is faster so).
         """
         result: list[Tensor] = [torch.empty(0)] * len(sequences)
-        device = self.score.weight.device
-        bf16 = bf16_pays(device) if bf16 is None else bf16
         with tqdm(
             total=len(sequences), desc="frozen part", unit="message", disable=not progress
         ) as bar:
             for rows, x, lengths in self._batches(sequences):
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                with self._precision(bf16):
                     batch = self.trunk(x).float()
                 for row, states, length in zip(rows, batch, lengths, strict=True):
                     result[row] = states[:length].clone()  # not a view: it would keep the pads
@@ -140,15 +138,20 @@ class Classifier(nn.Module):
         share a batch, so that little is spent on padding; the result does not depend on it.
         With `bf16` matrices are multiplied in bf16 (None: where the hardware is faster so).
         """
-        was_training, device = self.training, self.score.weight.device
+        was_training = self.training
         self.eval()
         result = torch.empty(len(sequences), len(self.label_names))
-        bf16 = bf16_pays(device) if bf16 is None else bf16
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with self._precision(bf16):
             for rows, x, lengths in self._batches(sequences):
                 result[rows] = self(x, lengths).float().cpu()
         self.train(was_training)
         return result
+
+    def _precision(self, bf16: bool | None) -> torch.autocast:
+        """The context in which matrices are multiplied in bf16, or not."""
+        device = self.score.weight.device
+        enabled = bf16_pays(device) if bf16 is None else bf16
+        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
     def _batches(self, sequences: Sequence) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(row numbers, padded messages, lengths) of batches, on the model's device."""

@@ -14,9 +14,10 @@ from packaging.requirements import Requirement
 from spamgpt import assets
 from spamgpt.hardware import best_device, bf16_pays
 from spamgpt.pretrained import BASE_NAMES
-from spamgpt.workspace import chosen, show_path, workspace
+from spamgpt.workspace import show_path, workspace
 
 GB = 1e9
+REMEMBERED = "remembered from an earlier run; `python -m spamgpt fetch` tries again"
 NEEDED_DISK, NEEDED_MEMORY = 1.5 * GB, 3 * GB  # GPT-2 124M: the file, and training it
 
 
@@ -96,10 +97,8 @@ def _base() -> Check:
     if wanted == "pocket":
         return Check("base", True, "pocket (SPAMGPT_BASE says so)")
     name = "gpt2" if wanted == "auto" else wanted
-    known = chosen("base")
-    if wanted == "auto" and known and known["name"] == "pocket" and not assets.available("gpt2"):
-        reason = "remembered from an earlier run; `python -m spamgpt fetch` tries again"
-        return Check("base", True, f"pocket ({reason})")
+    if wanted == "auto" and assets.why_stand_in("base", "pocket", "gpt2"):
+        return Check("base", True, f"pocket ({REMEMBERED})")
     needed = {file: _source(file) for file in ("vocab.bpe", "encoder.json", name)}
     missing = [file for file, source in needed.items() if source is None]
     if missing and wanted == "auto":
@@ -108,6 +107,8 @@ def _base() -> Check:
 
 
 def _data() -> Check:
+    if assets.why_stand_in("data", "sample", "sms"):
+        return Check("data", True, f"bundled sample ({REMEMBERED})")
     source = _source("sms")
     if source is None:
         return Check("data", True, "bundled sample (the collection cannot be had: no internet?)")

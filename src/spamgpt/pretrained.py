@@ -19,16 +19,7 @@ from torch import Tensor
 
 from spamgpt import assets
 from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.workspace import (
-    POCKET,
-    atomic,
-    chosen,
-    notice,
-    read_json,
-    remember,
-    show_path,
-    write_json,
-)
+from spamgpt.workspace import POCKET, atomic, notice, read_json, remember, show_path, write_json
 
 END = "<|endoftext|>"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -106,9 +97,8 @@ def announce_base() -> str:
     wanted = os.environ.get("SPAMGPT_BASE") or "auto"
     if wanted != "auto":
         return wanted
-    known = chosen("base")
-    if known and known["name"] == "pocket" and not assets.available("gpt2"):
-        notice(_pocket_notice(known["reason"]))
+    if reason := assets.why_stand_in("base", "pocket", "gpt2"):
+        notice(_pocket_notice(reason))
         return "pocket"
     try:
         load_tokenizer("gpt2")

@@ -20,6 +20,7 @@ from spamgpt.workspace import PROJECT, atomic, forget_choices, show_path, worksp
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+EVALUATION = "06_evaluate"
 CELL_SECONDS = 3600  # a download over a slow line is the longest cell
 
 
@@ -86,7 +87,8 @@ def run_notebooks(wanted: list[str]) -> int:
             return 1
     report = write_report(executed, folder / "report.html")
     print(f"\nReport: {show_path(report)}\n")
-    if (results := load_results()) is not None:
+    # Results of an earlier run are not this one's.
+    if paths[-1].stem == EVALUATION and (results := load_results()) is not None:
         print(result_table(results, time.perf_counter() - began))
     return 0
 

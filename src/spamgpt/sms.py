@@ -15,7 +15,6 @@ from spamgpt import assets
 from spamgpt.workspace import (
     SAMPLE,
     atomic,
-    chosen,
     notice,
     read_json,
     remember,
@@ -37,9 +36,8 @@ def source() -> tuple[str, Path]:
 
     Says so in a notice if it cannot, and remembers the decision for the workspace.
     """
-    known = chosen("data")
-    if known and known["name"] == "sample" and not assets.available("sms"):
-        notice(_sample_notice(known["reason"]))
+    if reason := assets.why_stand_in("data", "sample", "sms"):
+        notice(_sample_notice(reason))
         return "sample", SAMPLE
     try:
         path = assets.fetch("sms")
