@@ -88,23 +88,20 @@ def lengths(table: pd.DataFrame, title: str) -> Axes:
 
 @_style
 def split_sizes(splits: dict[str, pd.DataFrame], title: str) -> Axes:
-    """One bar a set, divided by label."""
+    """One bar a set, divided by label; the counts stand behind it, where they always fit."""
     ax = _axes(title, "messages", "")
-    left = pd.Series(0, index=list(splits))
+    counts = pd.DataFrame({name: part["label"].value_counts() for name, part in splits.items()}).T
+    left = 0
     for label, color in COLORS.items():
-        counts = pd.Series({name: (part["label"] == label).sum() for name, part in splits.items()})
-        bars = ax.barh(counts.index, counts, left=left, color=color)
-        ax.bar_label(
-            bars,
-            [f"{n:,} {label}" for n in counts],
-            label_type="center",
-            fontsize=12,
-            color="white" if label == "ham" else "black",
-        )
-        left = left + counts
-    for y, total in enumerate(left):
-        ax.text(total, y, f"  {total:,}", va="center")
-    ax.set_xlim(0, left.max() * 1.1)
+        ax.barh(counts.index, counts[label], left=left, color=color)
+        left = left + counts[label]
+    for y, (name, total) in enumerate(left.items()):
+        parts = " + ".join(f"{counts[label][name]:,} {label}" for label in COLORS)
+        ax.text(total, y, f"  {total:,} = {parts}", va="center")
+    ax.set_xlim(0, left.max() * 1.5)
+    for label, x in (("ham", 0.25), ("spam", 0.75)):  # names in the longest bar serve for all
+        color = "white" if label == "ham" else "black"
+        ax.text(left.max() * x, int(left.argmax()), label, color=color, ha="center", va="center")
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.invert_yaxis()
     return ax
