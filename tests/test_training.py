@@ -7,8 +7,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
-from spamgpt.batching import Messages
+from spamgpt.batching import Messages, collate
 from spamgpt.pretrained import Recipe
 from spamgpt.training import fit
 
@@ -172,6 +173,26 @@ def test_an_absurd_learning_rate_stops_training(make_classifier, train, validati
 def test_fewer_messages_than_a_batch_are_refused(make_classifier, validation, pocket_tokenizer):
     with pytest.raises(ValueError, match=r"7 messages .* batch of 8"):
         fit(make_classifier(), toy(7, pocket_tokenizer), validation, FAST, progress=False)
+
+
+# --- less padding ---------------------------------------------------------------------
+
+
+def test_a_step_equals_one_on_the_whole_padded_batch(make_classifier, validation, pocket_tokenizer):
+    """Parts of like length change neither the loss nor a weight: one batch, one plain step."""
+    train = toy(11, pocket_tokenizer, seed=3)
+    recipe = Recipe(trained_blocks=None, learning_rate=1e-3, batch_size=11, epochs=1)
+    packaged, plain = make_classifier(), make_classifier()
+    history = fit(packaged, train, validation, recipe, progress=False)
+
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=recipe.weight_decay)
+    batch = collate([train[i] for i in range(11)], train.pad_id)
+    loss = F.cross_entropy(plain.train()(batch.ids, batch.lengths), batch.targets)
+    loss.backward()
+    optimizer.step()
+    assert history["train_loss"].item() == pytest.approx(loss.item(), abs=1e-6)
+    for a, b in zip(packaged.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 # --- the frozen part, computed once ---------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
 
 RECORDS_PER_EPOCH = 4
+PART = 4  # messages that go through the model together
 
 
 def fit(
@@ -74,7 +75,9 @@ def fit(
     classifier.train()
     for step, batch in enumerate(_steps(loader, recipe.epochs, progress), start=1):
         ids, lengths, targets = (part.to(device) for part in batch)
-        scores = classifier(ids, lengths)  # (B, n_labels)
+        order = lengths.argsort()
+        scores = _scores(classifier, ids[order], lengths[order])  # (B, n_labels)
+        targets = targets[order]
         loss = F.cross_entropy(scores, targets)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
@@ -104,6 +107,16 @@ def fit(
             losses, hits = [], []
     classifier.eval()
     return pd.DataFrame(rows)
+
+
+def _scores(classifier: Classifier, x: Tensor, lengths: Tensor) -> Tensor:
+    """What `classifier(x, lengths)` gives, for less work, if x is sorted by length.
+
+    The short messages of a batch go through the model beside each other, the long ones too,
+    so that fewer pads are computed. Loss and gradients are those of the whole batch.
+    """
+    parts = zip(x.split(PART), lengths.split(PART), strict=True)
+    return torch.cat([classifier(part[:, : n.max()], n) for part, n in parts])
 
 
 def _run_frozen_part(
