@@ -1,13 +1,19 @@
-"""What Pocket GPT reaches, and what its pretraining is worth.
+"""What Pocket GPT reaches, what its pretraining is worth, and which recipe suits it.
 
-    python scripts/pocket_worth.py                      # five seeds, all training messages
+    python scripts/pocket_worth.py --only-recipe        # its recipe, five seeds
     python scripts/pocket_worth.py --fractions 1 0.25 0.1 0.05 --out FILE.csv
+    python scripts/pocket_worth.py --cross-validate --only-recipe --set learning_rate=1e-3
 
-Fine-tunes Pocket GPT on the lecture's split by its own recipe, from the pretrained weights
-and from random ones, with all that the recipe trains ("recipe") and with the body frozen
-("head only"), on all training messages and on parts of them; beside it, always-ham and
-TF-IDF with logistic regression on the same messages. Prints the mean and the range over the
-seeds. With --out, finished runs are kept in the file and not done again.
+Fine-tunes Pocket GPT (or the model in the folder --model) on the lecture's split by its own
+recipe, from the pretrained weights and from random ones, with all that the recipe trains
+("recipe") and with the body frozen ("head only"), on all training messages and on parts of
+them; beside it, always-ham and TF-IDF with logistic regression on the same messages. Prints
+the mean and the range over the seeds. With --out, finished runs are kept in the file and
+not done again.
+
+To choose between recipes (--set) or base models without a look at the test messages, use
+--cross-validate: training and validation messages together are cut into as many folds as
+there are seeds, and each fold is judged by the classifier trained on the others.
 
 The number of steps does not shrink with the training messages: a tenth of them is seen ten
 times as often, up to --max-epochs. A seed draws the part, starts the random weights and
@@ -15,6 +21,7 @@ orders the batches.
 """
 
 import argparse
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +30,7 @@ import torch
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 
 from spamgpt import sms
@@ -30,9 +38,9 @@ from spamgpt.batching import Messages
 from spamgpt.classifier import build_classifier
 from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.gpt2 import GPT2
-from spamgpt.pretrained import Base, load_base
+from spamgpt.pretrained import Base, load_pocket
 from spamgpt.training import fit
-from spamgpt.workspace import SAMPLE, atomic
+from spamgpt.workspace import POCKET, SAMPLE, atomic
 
 BASELINES = {
     "always ham": lambda: DummyClassifier(strategy="constant", constant=0),
@@ -54,29 +62,34 @@ def part_of(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
     return train.groupby("target").sample(frac=fraction, random_state=seed)
 
 
-def fine_tuned_accuracy(splits: dict, weights: str, trained: str, epochs: int, seed: int) -> dict:
-    """Fine-tune once; test and validation accuracy, and the seconds it took."""
-    base = load_base("pocket")
+def folds(splits: dict, n: int) -> list[dict]:
+    """`n` ways to cut training and validation messages into the two; no test messages."""
+    known = pd.concat([splits["train"], splits["validation"]], ignore_index=True)
+    cut = StratifiedKFold(n, shuffle=True, random_state=123).split(known, known["target"])
+    return [{"train": known.iloc[rest], "validation": known.iloc[fold]} for rest, fold in cut]
+
+
+def fine_tune(base: Base, splits: dict, weights: str, trained: str, epochs: int, seed: int) -> dict:
+    """Fine-tune once; accuracy on all but the training messages, and the seconds it took."""
     recipe = replace(base.recipe, epochs=epochs)
     if trained == "head only":
         recipe = replace(recipe, trained_blocks=0)
     if weights == "random":
         torch.manual_seed(seed)
-        base = Base(base.name, GPT2(base.model.config), base.tokenizer, recipe)
+        base = replace(base, model=GPT2(base.model.config))
     data = {
         name: Messages(part["text"], part["target"], base.tokenizer, base.model.config.n_ctx)
         for name, part in splits.items()
     }
     classifier = build_classifier(base, sms.LABEL_NAMES)
     history = fit(classifier, data["train"], data["validation"], recipe, seed=seed, progress=False)
-    return {
-        "test": loss_and_accuracy(classifier, data["test"])[1],
-        "validation": history["validation_accuracy"].iloc[-1],
-        "seconds": history["seconds"].iloc[-1],
-    }
+    row = {"seconds": history["seconds"].iloc[-1]}
+    for name in set(data) - {"train"}:
+        row[f"{name}_loss"], row[name] = loss_and_accuracy(classifier, data[name])
+    return row
 
 
-def run(splits: dict, job: tuple, max_epochs: int) -> dict:
+def run(base: Base, splits: dict, job: tuple, max_epochs: int) -> dict:
     """One row of the table: a method, a fraction and a seed."""
     method, trained, fraction, seed = job
     part = part_of(splits["train"], fraction, seed)
@@ -84,18 +97,19 @@ def run(splits: dict, job: tuple, max_epochs: int) -> dict:
     row["messages"] = len(part)
     if method in BASELINES:
         model = BASELINES[method]().fit(part["text"], part["target"])
-        for name in ("validation", "test"):
+        for name in set(splits) - {"train"}:
             row[name] = model.score(splits[name]["text"], splits[name]["target"])
         return row
-    epochs = min(max_epochs, round(load_base("pocket").recipe.epochs / fraction))
-    return row | fine_tuned_accuracy(splits | {"train": part}, method, trained, epochs, seed)
+    epochs = min(max_epochs, round(base.recipe.epochs / fraction))
+    return row | fine_tune(base, splits | {"train": part}, method, trained, epochs, seed)
 
 
-def jobs(fractions: list[float], seeds: int, only_recipe: bool) -> list[tuple]:
+def jobs(fractions: list[float], seeds: int, only_recipe: bool, folds: bool) -> list[tuple]:
     """Everything to be run, the cheap things first."""
     found = []
     for fraction in fractions:
-        part_seeds = range(seeds) if fraction < 1 else range(1)  # baselines have no randomness
+        # Baselines have no randomness but the part of the messages that they see.
+        part_seeds = range(seeds) if fraction < 1 or folds else range(1)
         found += [(method, "", fraction, seed) for method in BASELINES for seed in part_seeds]
         kinds = [("pretrained", "recipe")]
         if not only_recipe:
@@ -105,20 +119,33 @@ def jobs(fractions: list[float], seeds: int, only_recipe: bool) -> list[tuple]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and range of the test accuracy, in per cent, and the mean seconds."""
-    keys = ["fraction", "messages", "method", "trained"]
-    groups = table.fillna({"trained": ""}).groupby(keys, sort=False)
-    percent = (groups["test"].agg(["mean", "min", "max", "count"]) * 100).round(2)
-    percent["count"] = groups.size()
-    percent["seconds"] = groups["seconds"].mean().round(0) if "seconds" in table else float("nan")
-    return percent.reset_index().sort_values(["fraction"], ascending=False, kind="stable")
+    """Mean and range of the accuracy, in per cent, the mean loss and the mean seconds."""
+    judged = "test" if "test" in table else "validation"
+    groups = table.groupby(["fraction", "method", "trained"], sort=False)
+    result = (groups[judged].agg(["mean", "min", "max"]) * 100).round(2)
+    result["runs"] = groups.size()
+    result["messages"] = groups["messages"].mean().round().astype(int)
+    for column, digits in ((f"{judged}_loss", 3), ("seconds", 0)):
+        if column in table:
+            result[column] = groups[column].mean().round(digits)
+    return result.reset_index().sort_values("fraction", ascending=False, kind="stable")
+
+
+def setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE, the value a Python literal."""
+    key, value = text.split("=", 1)
+    return key, ast.literal_eval(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", choices=["collection", "sample"], default="collection")
+    parser.add_argument("--model", type=Path, default=POCKET, help="folder of the base model")
+    parser.add_argument("--set", type=setting, nargs="+", default=[], metavar="KEY=VALUE",
+                        help="change the recipe")  # fmt: skip
+    parser.add_argument("--cross-validate", action="store_true", help="leave the test messages")
     parser.add_argument("--fractions", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="as many folds, if cross-validated")
     parser.add_argument("--max-epochs", type=int, default=25)
     parser.add_argument("--only-recipe", action="store_true", help="the recipe alone")
     parser.add_argument("--out", type=Path, help="CSV file of all runs")
@@ -127,15 +154,19 @@ def main() -> None:
     if data_name != args.data:
         parser.error("the real collection cannot be had; --data sample uses the bundled one")
     splits = sms.random_split(sms.balance(sms.load(path)))
+    cuts = folds(splits, args.seeds) if args.cross_validate else [splits] * args.seeds
     rows = []
     if args.out and args.out.exists():
         rows = pd.read_csv(args.out).fillna({"trained": ""}).to_dict("records")
     done = {(r["method"], r["trained"], r["fraction"], r["seed"]) for r in rows}
-    for job in jobs(args.fractions, args.seeds, args.only_recipe):
+    for job in jobs(args.fractions, args.seeds, args.only_recipe, args.cross_validate):
         if job in done:
             continue
-        rows.append(run(splits, job, args.max_epochs))
-        print(" ".join(map(str, job)), f"test {rows[-1]['test']:.2%}", flush=True)
+        base = load_pocket(args.model)  # anew: training changes it
+        base.recipe = replace(base.recipe, **dict(args.set))
+        rows.append(run(base, cuts[job[-1]], job, args.max_epochs))
+        print(" ".join(map(str, job)), f"{rows[-1].get('test', rows[-1]['validation']):.2%}",
+              flush=True)  # fmt: skip
         if args.out:
             with atomic(args.out) as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False)

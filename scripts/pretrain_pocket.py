@@ -29,7 +29,13 @@ import tiktoken
 import torch
 
 from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import END, save_checkpoint, tokenizer_from_ranks
+from spamgpt.pretrained import (
+    END,
+    load_weights,
+    read_weights,
+    save_checkpoint,
+    tokenizer_from_ranks,
+)
 from spamgpt.workspace import POCKET
 
 # What one window is drawn from. Dialogues weigh more than their 20 % of the corpus, and
@@ -179,12 +185,16 @@ def encode(docs: list[list[str]], tokenizer: tiktoken.Encoding) -> tuple[np.ndar
     return np.concatenate(ids), np.array(starts)
 
 
-def prepare(corpus: Path, work: Path, n_vocab: int) -> None:
-    """Everything before training: rank file and encoded streams under `work`."""
+def prepare(corpus: Path, work: Path, n_vocab: int, init: Path | None) -> None:
+    """Everything before training: rank file (`init`'s if given) and encoded streams."""
     ranks = work / "pocket.tiktoken"
+    if init and ranks.exists() and ranks.read_bytes() != (init / ranks.name).read_bytes():
+        raise ValueError(f"{work} was prepared for another tokenizer than {init}'s")
     if (work / "streams.npz").exists():
         return
     train, held = split_corpus(corpus)
+    if init and not ranks.exists():
+        ranks.write_bytes((init / ranks.name).read_bytes())
     if not ranks.exists():
         train_tokenizer(train, n_vocab, ranks)
         print(f"tokenizer trained: {ranks}")
@@ -378,6 +388,9 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
             optimizer.load_state_dict(saved)
         step, seconds = state["step"], state["seconds"]
         print(f"resumed at step {step}")
+    elif args.init:
+        load_weights(model, read_weights(args.init / "model.safetensors"))
+        print(f"starting from {args.init}: {bits_per_byte(model, windows, device)}", flush=True)
     per_step = args.batch * args.n_ctx
     steps = math.ceil(args.tokens / per_step)
     last_save = last_print = time.monotonic()
@@ -425,6 +438,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=POCKET)
     parser.add_argument("--name", default="pocket", help="name of the checkpoint under --work")
+    parser.add_argument("--init", type=Path, help="folder of a model to go on from, not at random")
     parser.add_argument("--tokens", type=float, default=40e6)
     parser.add_argument("--batch", type=int, default=32, help="windows in a step")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -438,7 +452,7 @@ def main() -> None:
     parser.add_argument("--no-export", action="store_true", help="train, but write no model files")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    prepare(args.corpus, args.work, args.n_vocab)
+    prepare(args.corpus, args.work, args.n_vocab, args.init)
     model, facts = train(args)
     print(json.dumps(facts, indent=2))
     if not args.no_export:

@@ -81,15 +81,20 @@ def load_base(name: str | None = None) -> Base:
     """
     if name in (None, "auto"):
         name = announce_base()
-    recipe = POCKET_RECIPE if name == "pocket" else GPT2_RECIPE
-    tokenizer = load_tokenizer(name)
     if name == "pocket":
-        config, path = load_config(POCKET), POCKET / "model.safetensors"
-    else:
-        config, path = CONFIGS[name], assets.fetch(name)
-    model = GPT2(config)
-    load_weights(model, read_weights(path))
-    return Base(name, model.eval(), tokenizer, recipe)
+        return load_pocket()
+    tokenizer = load_tokenizer(name)
+    model = GPT2(CONFIGS[name])
+    load_weights(model, read_weights(assets.fetch(name)))
+    return Base(name, model.eval(), tokenizer, GPT2_RECIPE)
+
+
+def load_pocket(folder: Path = POCKET) -> Base:
+    """The embedded Pocket GPT, or another that `scripts/pretrain_pocket.py` wrote to `folder`."""
+    model = GPT2(load_config(folder))
+    load_weights(model, read_weights(folder / "model.safetensors"))
+    tokenizer = tokenizer_from_ranks(folder / "pocket.tiktoken")
+    return Base("pocket", model.eval(), tokenizer, POCKET_RECIPE)
 
 
 def announce_base() -> str:
