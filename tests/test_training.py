@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from randomize import randomize
 
 from spamgpt.batching import Messages, collate
 from spamgpt.pretrained import Recipe
@@ -151,6 +152,24 @@ def test_a_decaying_learning_rate_makes_smaller_steps_and_ends_at_zero(
         fit(make_classifier(), train, validation, recipe, progress=False)
     assert rates[:5] == [1e-3] * 5
     assert rates[5:] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+
+
+def test_embeddings_may_learn_faster_than_the_rest(make_classifier, train, validation):
+    """AdamW's first step moves a weight by the learning rate, whatever the gradient."""
+    classifier = make_classifier()
+    randomize(classifier.score, seed=1)  # a head of zeros passes no gradient on
+    before = {key: value.clone() for key, value in classifier.state_dict().items()}
+    recipe = replace(FAST, learning_rate=1e-4, batch_size=40, weight_decay=0, embedding_factor=10)
+    fit(classifier, train, validation, recipe, progress=False)
+    after = classifier.state_dict()
+    moved = {key: (after[key] - before[key]).abs().max().item() for key in after}
+    for key, expected in (
+        ("transformer.wte.weight", 1e-3),
+        ("transformer.wpe.weight", 1e-3),
+        ("transformer.h.0.mlp.c_fc.weight", 1e-4),
+        ("score.weight", 1e-4),
+    ):
+        assert moved[key] == pytest.approx(expected, rel=0.05), key
 
 
 # --- what goes wrong ------------------------------------------------------------------

@@ -39,9 +39,11 @@ class Recipe:
     """How a base model is fine-tuned: what is trained, and how fast.
 
     `trained_blocks` counts from the end and includes `ln_f` and the head; None trains
-    everything. `learning_rate` and `weight_decay` are AdamW's; with `decay`, the learning
-    rate falls linearly to zero over the training, else it stays. `dropout` is the share of
-    hidden values that are set to zero at random in training, in what is trained.
+    everything, the embeddings with `embedding_factor` times the learning rate: a token's
+    embedding is changed only by the few messages in which it occurs. `learning_rate` and
+    `weight_decay` are AdamW's; with `decay`, the learning rate falls linearly to zero over
+    the training, else it stays. `dropout` is the share of hidden values that are set to zero
+    at random in training, in what is trained.
     """
 
     trained_blocks: int | None
@@ -51,6 +53,7 @@ class Recipe:
     epochs: int = 5
     decay: bool = False
     dropout: float = 0.0
+    embedding_factor: float = 1.0
 
 
 # The lecture's recipe for GPT-2. Pocket GPT's had the best validation accuracy of a few that

@@ -56,10 +56,7 @@ def fit(
     if len(train) < recipe.batch_size:
         raise ValueError(f"{len(train)} messages do not fill one batch of {recipe.batch_size}")
     optimizer = torch.optim.AdamW(
-        [p for p in classifier.parameters() if p.requires_grad],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,
+        _parameter_groups(classifier, recipe), weight_decay=recipe.weight_decay, fused=True
     )
     if classifier.frozen_blocks:
         train, validation = _run_frozen_part(
@@ -107,6 +104,17 @@ def fit(
             losses, hits = [], []
     classifier.eval()
     return pd.DataFrame(rows)
+
+
+def _parameter_groups(classifier: Classifier, recipe: Recipe) -> list[dict]:
+    """What is trained, each part with its learning rate: embeddings may have their own."""
+    embeddings = {classifier.transformer.wte.weight, classifier.transformer.wpe.weight}
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    groups = [
+        ([p for p in trained if p not in embeddings], recipe.learning_rate),
+        ([p for p in trained if p in embeddings], recipe.learning_rate * recipe.embedding_factor),
+    ]
+    return [{"params": parameters, "lr": lr} for parameters, lr in groups if parameters]
 
 
 def _scores(classifier: Classifier, x: Tensor, lengths: Tensor) -> Tensor:
