@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from spamgpt.gpt2 import GPT2, GPT2Config
 from spamgpt.pretrained import (
@@ -251,6 +253,49 @@ class TiedLoss(torch.autograd.Function):
         return (grad_hidden.float() * scale).to(ctx.dtype), grad_wte * scale, None
 
 
+class LineBag(torch.nn.Module):
+    """Asks one token's hidden state which tokens its line has held so far.
+
+    Predicting the next token needs little of what stood far to the left, so a small model
+    keeps little of it. A classifier that reads a message's last token needs all of it. The
+    target is a distribution over the line's distinct tokens, rare ones weighing more (by
+    their surprisal in the corpus); the loss is its cross-entropy with the softmax of a
+    linear map of the hidden state times the token embeddings. The map is thrown away.
+    """
+
+    PER_WINDOW = 16  # tokens that are asked
+
+    def __init__(self, tokenizer: tiktoken.Encoding, streams: list[np.ndarray], n_embd: int):
+        super().__init__()
+        self.proj = torch.nn.Linear(n_embd, n_embd)
+        counts = sum(np.bincount(stream, minlength=tokenizer.n_vocab) for stream in streams)
+        surprisal = -np.log((counts + 1) / counts.sum())
+        ends = [b"\n" in tokenizer.decode_single_token_bytes(i) for i in range(tokenizer.eot_token)]
+        self.register_buffer("surprisal", torch.from_numpy(surprisal).float())
+        self.register_buffer("ends_line", torch.tensor([*ends, True]))  # <|endoftext|> does, too
+
+    def loss(self, hidden: Tensor, ids: Tensor, wte: Tensor, step: int) -> Tensor:
+        """(B, T, C) hidden, (B, T) ids, (V, C) embeddings -> scalar, in nats per asked token."""
+        B, T = ids.shape
+        end = self.ends_line[ids]
+        place = torch.arange(T, device=ids.device).expand(B, T)
+        after_end = torch.where(end, place + 1, 0).cummax(dim=1).values
+        start = F.pad(after_end[:, :-1], (1, 0))  # where each token's line begins
+        luck = torch.rand((B, T), generator=torch.Generator().manual_seed(step)).to(ids.device)
+        too_early = end | (place - start < 2)
+        asked = (luck - too_early.float()).topk(self.PER_WINDOW, dim=1).indices  # (B, P)
+        first = start.gather(1, asked)
+        in_line = (place[:, None] >= first[..., None]) & (place[:, None] <= asked[..., None])
+        tokens = ids[:, None].expand_as(in_line)  # (B, P, T)
+        target = hidden.new_zeros((*asked.shape, len(wte)), dtype=torch.float32)  # (B, P, V)
+        target.scatter_reduce_(2, tokens, in_line * self.surprisal[tokens], "amax")
+        target /= target.sum(dim=2, keepdim=True).clamp(min=1e-6)
+        state = hidden.gather(1, asked[..., None].expand(-1, -1, hidden.shape[2]))
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+            logits = self.proj(state) @ wte.T
+        return -(target * torch.log_softmax(logits.float(), dim=-1)).sum(dim=2).mean()
+
+
 class Windows:
     """Random windows of the training streams, each starting where a line starts."""
 
@@ -264,7 +309,7 @@ class Windows:
         }
         self.n_ctx, self.seed = n_ctx, seed
 
-    def batch(self, step: int, size: int) -> torch.Tensor:
+    def batch(self, step: int, size: int) -> Tensor:
         """(size, n_ctx + 1) ids; a function of `step` alone, so a resumed run goes on as it was."""
         rng = np.random.default_rng((self.seed, step))
         names = rng.choice(list(MIXTURE), size=size, p=list(MIXTURE.values()))
@@ -274,7 +319,7 @@ class Windows:
             rows.append(self.streams[name][start : start + self.n_ctx + 1])
         return torch.from_numpy(np.stack(rows).astype(np.int64))
 
-    def held_out(self, name: str) -> tuple[torch.Tensor, float]:
+    def held_out(self, name: str) -> tuple[Tensor, float]:
         """((windows, n_ctx + 1) ids, bytes per token) of the untouched held-out text."""
         ids = self.data[f"{name}-held"]
         bytes_per_token = float(self.data[f"{name}-held-bytes"]) / len(ids)
@@ -288,11 +333,16 @@ def learning_rate(progress: float, warmup: float = 0.02, decay: float = 0.35) ->
     return min(progress / warmup, 1.0, max(0.0, (1 - progress) / decay))
 
 
-def loss_of(model: GPT2, batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+def losses_of(
+    model: GPT2, batch: Tensor, device: torch.device, bag: LineBag | None = None, step: int = 0
+) -> tuple[Tensor, Tensor | float]:
+    """(next-token loss, line loss or 0.0) of (B, T + 1) ids, in nats."""
     batch = batch.to(device)
+    ids, following = batch[:, :-1], batch[:, 1:]
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        hidden = model.hidden(batch[:, :-1])
-    return TiedLoss.apply(hidden.flatten(0, 1), model.wte.weight, batch[:, 1:].flatten())
+        hidden = model.hidden(ids)  # (B, T, C)
+    next_token = TiedLoss.apply(hidden.flatten(0, 1), model.wte.weight, following.flatten())
+    return next_token, bag.loss(hidden, ids, model.wte.weight, step) if bag else 0.0
 
 
 @torch.no_grad()
@@ -302,7 +352,7 @@ def bits_per_byte(model: GPT2, windows: Windows, device: torch.device) -> dict[s
     result = {}
     for name in HELD_OUT:
         batches, bytes_per_token = windows.held_out(name)
-        nats = np.mean([loss_of(model, b, device).item() for b in batches.split(20)])
+        nats = np.mean([losses_of(model, b, device)[0].item() for b in batches.split(20)])
         result[name] = nats / math.log(2) / bytes_per_token
     model.train()
     return result
@@ -350,10 +400,11 @@ def _look_up(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndar
     return np.where(keys[place] == query, values[place], 0)
 
 
-def optimizers(model: GPT2, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: GPT2, bag: LineBag | None, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, norms and biases."""
     matrices = [p for k, p in model.named_parameters() if k.startswith("h.") and p.ndim == 2]
     rest = [p for k, p in model.named_parameters() if not (k.startswith("h.") and p.ndim == 2)]
+    rest += bag.parameters() if bag else []
     muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     for optimizer in (muon, adamw):
@@ -362,9 +413,12 @@ def optimizers(model: GPT2, lr: float) -> list[torch.optim.Optimizer]:
     return [muon, adamw]
 
 
-def save(path: Path, model: GPT2, opts: list, step: int, seconds: float) -> None:
+def save(
+    path: Path, model: GPT2, bag: LineBag | None, opts: list, step: int, seconds: float
+) -> None:
     state = {
         "model": model.state_dict(),
+        "bag": bag.state_dict() if bag else {},
         "step": step,
         "seconds": seconds,
         "optimizers": [o.state_dict() for o in opts],
@@ -378,12 +432,19 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
     torch.manual_seed(args.seed)
     config = GPT2Config(args.n_layer, args.n_head, args.n_embd, args.n_ctx, args.n_vocab)
     model = GPT2(config).to(device)
-    opts = optimizers(model, args.lr)
     windows = Windows(args.work, args.n_ctx, args.seed)
+    bag = None
+    if args.line_weight:
+        tokenizer = tokenizer_from_ranks(args.work / "pocket.tiktoken")
+        bag = LineBag(tokenizer, [windows.streams[name] for name in HELD_OUT], args.n_embd)
+        bag.to(device)
+    opts = optimizers(model, bag, args.lr)
     checkpoint, step, seconds = args.work / f"{args.name}.pt", 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
+        if bag:
+            bag.load_state_dict(state["bag"])
         for optimizer, saved in zip(opts, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step, seconds = state["step"], state["seconds"]
@@ -394,30 +455,32 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
     per_step = args.batch * args.n_ctx
     steps = math.ceil(args.tokens / per_step)
     last_save = last_print = time.monotonic()
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
     while step < steps:
         began = time.monotonic()
         for optimizer in opts:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * learning_rate((step + 1) / steps)
-        loss = loss_of(model, windows.batch(step, args.batch), device)
-        loss.backward()
+        batch = windows.batch(step, args.batch)
+        next_token, line = losses_of(model, batch, device, bag, step)
+        (next_token + args.line_weight * line).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in opts:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        losses.append(loss.item())
+        losses.append((float(next_token), float(line)))
         seconds += time.monotonic() - began
         if time.monotonic() - last_print > 20 or step == steps:
+            mean = np.mean(losses[-100:], axis=0)
             print(
-                f"step {step}/{steps}  loss {np.mean(losses[-100:]):.3f}  "
+                f"step {step}/{steps}  loss {mean[0]:.3f}  line {mean[1]:.3f}  "
                 f"{step * per_step / 1e6:.2f}M tokens  {step * per_step / seconds:,.0f} tokens/s",
                 flush=True,
             )
             last_print = time.monotonic()
         if time.monotonic() - last_save > 120 or step == steps:
-            save(checkpoint, model, opts, step, seconds)
+            save(checkpoint, model, bag, opts, step, seconds)
             last_save = time.monotonic()
     uniform = math.log2(args.n_vocab)
     facts = {
@@ -442,6 +505,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=40e6)
     parser.add_argument("--batch", type=int, default=32, help="windows in a step")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument(
+        "--line-weight", type=float, default=0.5, help="of the line loss; 0 leaves it out"
+    )
     parser.add_argument("--n-layer", type=int, default=6)
     parser.add_argument("--n-head", type=int, default=4)
     parser.add_argument("--n-embd", type=int, default=256)

@@ -154,19 +154,22 @@ def test_a_decaying_learning_rate_makes_smaller_steps_and_ends_at_zero(
     assert rates[5:] == pytest.approx([1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
 
 
-def test_embeddings_may_learn_faster_than_the_rest(make_classifier, train, validation):
+@pytest.mark.parametrize("trained_blocks", [1, None])
+def test_embeddings_may_learn_at_their_own_rate(trained_blocks, make_classifier, train, validation):
     """AdamW's first step moves a weight by the learning rate, whatever the gradient."""
     classifier = make_classifier()
     randomize(classifier.score, seed=1)  # a head of zeros passes no gradient on
     before = {key: value.clone() for key, value in classifier.state_dict().items()}
-    recipe = replace(FAST, learning_rate=1e-4, batch_size=40, weight_decay=0, embedding_factor=10)
+    recipe = replace(FAST, learning_rate=1e-4, batch_size=40, weight_decay=0, embedding_rate=1e-3)
+    recipe = replace(recipe, trained_blocks=trained_blocks)
     fit(classifier, train, validation, recipe, progress=False)
     after = classifier.state_dict()
     moved = {key: (after[key] - before[key]).abs().max().item() for key in after}
     for key, expected in (
         ("transformer.wte.weight", 1e-3),
         ("transformer.wpe.weight", 1e-3),
-        ("transformer.h.0.mlp.c_fc.weight", 1e-4),
+        ("transformer.h.0.mlp.c_fc.weight", 1e-4 if trained_blocks is None else 0.0),
+        ("transformer.h.2.mlp.c_fc.weight", 1e-4),
         ("score.weight", 1e-4),
     ):
         assert moved[key] == pytest.approx(expected, rel=0.05), key

@@ -55,11 +55,11 @@ class Classifier(nn.Module):
         self.tokenizer, self.label_names, self.base_name = tokenizer, list(label_names), base_name
         self.frozen_blocks = 0
 
-    def freeze(self, trained_blocks: int | None) -> None:
+    def freeze(self, trained_blocks: int | None, embeddings: bool = False) -> None:
         """Train the last `trained_blocks` blocks, `ln_f` and the head only; None trains all.
 
-        May be called again with another number. Raises ValueError if there are not that
-        many blocks.
+        With `embeddings`, train `wte` and `wpe` besides. May be called again with another
+        number. Raises ValueError if there are not that many blocks.
         """
         n_layer = self.transformer.config.n_layer
         if trained_blocks is not None and not 0 <= trained_blocks <= n_layer:
@@ -72,6 +72,14 @@ class Classifier(nn.Module):
             self.score,
         ):
             module.requires_grad_(True)
+        if embeddings:
+            self.transformer.wte.requires_grad_(True)
+            self.transformer.wpe.requires_grad_(True)
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether training changes the embeddings, and with them what every block is given."""
+        return self.transformer.wte.weight.requires_grad
 
     def trainable_parameters(self) -> int:
         """How many numbers training may change."""
@@ -103,7 +111,7 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         """Training mode, without dropout in what is frozen: its result must not vary."""
         super().train(mode)
-        if not self.transformer.wte.weight.requires_grad:
+        if not self.trains_embeddings:
             self.transformer.drop.eval()
             self.transformer.h[: self.frozen_blocks].eval()
         return self

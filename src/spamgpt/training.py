@@ -18,6 +18,7 @@ from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
 
 RECORDS_PER_EPOCH = 4
+EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
 PART = 4  # messages that go through the model together
 
 
@@ -49,7 +50,7 @@ def fit(
     began = time.perf_counter()
     torch.manual_seed(seed)
     device = classifier.score.weight.device
-    classifier.freeze(recipe.trained_blocks)
+    classifier.freeze(recipe.trained_blocks, embeddings=bool(recipe.embedding_rate))
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):
             module.p = recipe.dropout
@@ -58,7 +59,7 @@ def fit(
     optimizer = torch.optim.AdamW(
         _parameter_groups(classifier, recipe), weight_decay=recipe.weight_decay, fused=True
     )
-    if classifier.frozen_blocks:
+    if classifier.frozen_blocks and not classifier.trains_embeddings:
         train, validation = _run_frozen_part(
             classifier, (train, validation), max_cache_bytes, bf16, progress
         )
@@ -107,14 +108,13 @@ def fit(
 
 
 def _parameter_groups(classifier: Classifier, recipe: Recipe) -> list[dict]:
-    """What is trained, each part with its learning rate: embeddings may have their own."""
-    embeddings = {classifier.transformer.wte.weight, classifier.transformer.wpe.weight}
-    trained = [p for p in classifier.parameters() if p.requires_grad]
-    groups = [
-        ([p for p in trained if p not in embeddings], recipe.learning_rate),
-        ([p for p in trained if p in embeddings], recipe.learning_rate * recipe.embedding_factor),
-    ]
-    return [{"params": parameters, "lr": lr} for parameters, lr in groups if parameters]
+    """What is trained, each part with its learning rate."""
+    trained = {key: p for key, p in classifier.named_parameters() if p.requires_grad}
+    embeddings = [trained.pop(key) for key in EMBEDDINGS if key in trained]
+    groups = [{"params": list(trained.values()), "lr": recipe.learning_rate}]
+    if embeddings:
+        groups.append({"params": embeddings, "lr": recipe.embedding_rate or recipe.learning_rate})
+    return groups
 
 
 def _scores(classifier: Classifier, x: Tensor, lengths: Tensor) -> Tensor:
