@@ -33,6 +33,7 @@ from torch import Tensor
 from spamgpt.gpt2 import GPT2, GPT2Config
 from spamgpt.pretrained import (
     END,
+    load_config,
     load_weights,
     read_weights,
     save_checkpoint,
@@ -353,7 +354,7 @@ def bits_per_byte(model: GPT2, windows: Windows, device: torch.device) -> dict[s
     for name in HELD_OUT:
         batches, bytes_per_token = windows.held_out(name)
         nats = np.mean([losses_of(model, b, device)[0].item() for b in batches.split(20)])
-        result[name] = nats / math.log(2) / bytes_per_token
+        result[name] = float(nats / math.log(2) / bytes_per_token)
     model.train()
     return result
 
@@ -469,7 +470,7 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        losses.append((float(next_token), float(line)))
+        losses.append((next_token.item(), line.item() if bag else 0.0))
         seconds += time.monotonic() - began
         if time.monotonic() - last_print > 20 or step == steps:
             mean = np.mean(losses[-100:], axis=0)
@@ -482,15 +483,29 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
         if time.monotonic() - last_save > 120 or step == steps:
             save(checkpoint, model, bag, opts, step, seconds)
             last_save = time.monotonic()
-    uniform = math.log2(args.n_vocab)
-    facts = {
+    return model, {"tokens_seen": step * per_step, "seconds": round(seconds)}
+
+
+def held_out_losses(model: GPT2, args: argparse.Namespace) -> dict:
+    """Bits per byte of the model and of two simpler ones."""
+    windows = Windows(args.work, args.n_ctx, args.seed)
+    uniform, device = math.log2(args.n_vocab), torch.device(args.device)
+    return {
         "uniform_bits_per_byte": {name: uniform / windows.held_out(name)[1] for name in HELD_OUT},
         "trigram_bits_per_byte": ngram_bits_per_byte(windows, args.n_vocab, 3),
-        "tokens_seen": step * per_step,
-        "seconds": round(seconds),
-        "held_out_bits_per_byte": bits_per_byte(model, windows, device),
+        "held_out_bits_per_byte": bits_per_byte(model.to(device), windows, device),
     }
-    return model, facts
+
+
+def average(folders: list[Path]) -> GPT2:
+    """A model whose weights are the mean of others' that were trained from one another.
+
+    Source: Wortsman et al., "Model soups", 2022, https://arxiv.org/abs/2203.05482
+    """
+    states = [read_weights(folder / "model.safetensors") for folder in folders]
+    model = GPT2(load_config(folders[0]))
+    load_weights(model, {k: sum(s[k] for s in states) / len(states) for k in states[0]})
+    return model
 
 
 def main() -> None:
@@ -502,6 +517,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=POCKET)
     parser.add_argument("--name", default="pocket", help="name of the checkpoint under --work")
     parser.add_argument("--init", type=Path, help="folder of a model to go on from, not at random")
+    parser.add_argument(
+        "--average", type=Path, nargs="+", help="train nothing: mean of these folders' weights"
+    )
     parser.add_argument("--tokens", type=float, default=40e6)
     parser.add_argument("--batch", type=int, default=32, help="windows in a step")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -519,8 +537,8 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     prepare(args.corpus, args.work, args.n_vocab, args.init)
-    model, facts = train(args)
-    print(json.dumps(facts, indent=2))
+    model, facts = (average(args.average), {}) if args.average else train(args)
+    print(json.dumps(facts | held_out_losses(model, args), indent=2))
     if not args.no_export:
         ranks = (args.work / "pocket.tiktoken").read_bytes()
         save_checkpoint(model.cpu(), args.out, dtype=torch.float16)

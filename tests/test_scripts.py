@@ -1,0 +1,48 @@
+"""The maintainers' programs, where a mistake would not show in their output."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from pocket_worth import folds
+from pretrain_pocket import LineBag
+
+from spamgpt import sms
+from spamgpt.workspace import SAMPLE
+
+
+class Letters:
+    """A tokenizer of six letters, a line end and <|endoftext|>."""
+
+    n_vocab, eot_token = 8, 7
+
+    def decode_single_token_bytes(self, token):
+        return b"abcdef\n"[token : token + 1]
+
+
+FIRST, SECOND = [0, 1, 2] * 7 + [6], [3, 4, 5] * 7  # two lines that share no letter
+
+
+@pytest.mark.parametrize(("knows_its_line", "loss"), [(True, math.log(3)), (False, math.log(8))])
+def test_the_line_loss_asks_for_the_tokens_of_the_line_so_far(knows_its_line, loss):
+    """A state that spells its line's three letters costs ln 3, one that says nothing ln 8."""
+    ids = torch.tensor([FIRST + SECOND])
+    bag = LineBag(Letters(), [ids[0].numpy()], n_embd=8)
+    torch.nn.init.eye_(bag.proj.weight)
+    torch.nn.init.zeros_(bag.proj.bias)
+    hidden = torch.zeros(1, ids.shape[1], 8)
+    if knows_its_line:
+        hidden[0, : len(FIRST), :3] = hidden[0, len(FIRST) :, 3:6] = 64.0
+    assert bag.loss(hidden, ids, torch.eye(8), step=1).item() == pytest.approx(loss, abs=1e-3)
+
+
+def test_folds_cut_the_known_messages_and_leave_the_test_messages_alone():
+    splits = sms.random_split(sms.balance(sms.load(SAMPLE)))
+    known = pd.concat([splits["train"], splits["validation"]])
+    cuts = folds(splits, 5)
+    judged = pd.concat([cut["validation"] for cut in cuts])
+    assert sorted(judged["text"]) == sorted(known["text"])  # each once
+    for cut in cuts:
+        assert not set(cut["train"]["text"]) & set(cut["validation"]["text"])
+        assert set(cut) == {"train", "validation"}
