@@ -109,7 +109,10 @@ class Classifier(nn.Module):
         return self.tail(x if x.is_floating_point() else self.trunk(x), lengths)
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Training mode, without dropout in what is frozen: its result must not vary."""
+        """Training mode, without dropout in a frozen part that starts at the token ids.
+
+        What such a part makes of a message must not vary; trained embeddings vary anyway.
+        """
         super().train(mode)
         if not self.trains_embeddings:
             self.transformer.drop.eval()

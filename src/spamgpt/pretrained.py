@@ -43,7 +43,7 @@ class Recipe:
     rate falls linearly to zero over the training, else it stays. `dropout` is the share of
     hidden values that are set to zero at random in training. With `embedding_rate` the
     embeddings are trained as well, whatever is frozen above them, at a learning rate of
-    their own: one that occurs in a few messages moves in a few steps only.
+    their own: a token that occurs in a few messages moves in a few steps only.
     """
 
     trained_blocks: int | None
