@@ -190,6 +190,9 @@ def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
     ax = _axes(title, "epoch", "cross-entropy (nats)" if quantity == "loss" else quantity)
     last = table.iloc[-1]
     above = "train" if last[f"train_{quantity}"] > last[f"validation_{quantity}"] else "validation"
+    both = table[[f"train_{quantity}", f"validation_{quantity}"]]
+    close = both.iloc[-1].max() - both.iloc[-1].min() < 0.1 * (both.max().max() - both.min().min())
+    shift = 9 if close else 0  # points; labels at the end of their lines, unless they would meet
     for part, color, marker in (("train", BLUE, "o"), ("validation", RED, "s")):
         values = table[f"{part}_{quantity}"]
         ax.plot(table["epoch"], values, color=color, marker=marker, markersize=6)
@@ -198,7 +201,7 @@ def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
             (table["epoch"].iloc[-1], values.iloc[-1]),
             color=color,
             va="center",
-            xytext=(6, 9 if part == above else -9),
+            xytext=(6, shift if part == above else -shift),
             textcoords="offset points",
         )
     if quantity == "accuracy":
