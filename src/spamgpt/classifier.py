@@ -73,8 +73,12 @@ class Classifier(nn.Module):
         ):
             module.requires_grad_(True)
         if embeddings:
-            self.transformer.wte.requires_grad_(True)
-            self.transformer.wpe.requires_grad_(True)
+            for weight in self.embeddings():
+                weight.requires_grad_(True)
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The weights of `wte` and `wpe`."""
+        return [self.transformer.wte.weight, self.transformer.wpe.weight]
 
     @property
     def trains_embeddings(self) -> bool:

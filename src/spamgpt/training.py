@@ -18,7 +18,6 @@ from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
 
 RECORDS_PER_EPOCH = 4
-EMBEDDINGS = ("transformer.wte.weight", "transformer.wpe.weight")
 PART = 4  # messages that go through the model together
 
 
@@ -110,9 +109,10 @@ def fit(
 
 def _parameter_groups(classifier: Classifier, recipe: Recipe) -> list[dict]:
     """What is trained, each part with its learning rate."""
-    trained = {key: p for key, p in classifier.named_parameters() if p.requires_grad}
-    embeddings = [trained.pop(key) for key in EMBEDDINGS if key in trained]
-    groups = [{"params": list(trained.values()), "lr": recipe.learning_rate}]
+    embeddings = classifier.embeddings() if classifier.trains_embeddings else []
+    apart = set(embeddings)
+    others = [p for p in classifier.parameters() if p.requires_grad and p not in apart]
+    groups = [{"params": others, "lr": recipe.learning_rate}]
     if embeddings:
         groups.append({"params": embeddings, "lr": recipe.embedding_rate or recipe.learning_rate})
     return groups
