@@ -300,7 +300,7 @@ class LineBag(torch.nn.Module):
 class Windows:
     """Random windows of the training streams, each starting where a line starts."""
 
-    def __init__(self, work: Path, n_ctx: int, seed: int):
+    def __init__(self, work: Path, n_ctx: int, seed: int, mixture: dict[str, float] = MIXTURE):
         self.data = np.load(work / "streams.npz")
         self.streams = {name: self.data[name] for name in MIXTURE}
         self.starts = {
@@ -308,12 +308,12 @@ class Windows:
             for name in MIXTURE
             for starts in [self.data[f"{name}-starts"]]
         }
-        self.n_ctx, self.seed = n_ctx, seed
+        self.n_ctx, self.seed, self.mixture = n_ctx, seed, mixture
 
     def batch(self, step: int, size: int) -> Tensor:
         """(size, n_ctx + 1) ids; a function of `step` alone, so a resumed run goes on as it was."""
         rng = np.random.default_rng((self.seed, step))
-        names = rng.choice(list(MIXTURE), size=size, p=list(MIXTURE.values()))
+        names = rng.choice(list(self.mixture), size=size, p=list(self.mixture.values()))
         rows = []
         for name in names:
             start = rng.choice(self.starts[name])
@@ -433,7 +433,8 @@ def train(args: argparse.Namespace) -> tuple[GPT2, dict]:
     torch.manual_seed(args.seed)
     config = GPT2Config(args.n_layer, args.n_head, args.n_embd, args.n_ctx, args.n_vocab)
     model = GPT2(config).to(device)
-    windows = Windows(args.work, args.n_ctx, args.seed)
+    mixture = dict(zip(MIXTURE, args.mixture, strict=True))
+    windows = Windows(args.work, args.n_ctx, args.seed, mixture)
     bag = None
     if args.line_weight:
         tokenizer = tokenizer_from_ranks(args.work / "pocket.tiktoken")
@@ -526,6 +527,10 @@ def main() -> None:
     parser.add_argument(
         "--line-weight", type=float, default=0.5, help="of the line loss; 0 leaves it out"
     )
+    parser.add_argument(
+        "--mixture", type=float, nargs=len(MIXTURE), default=[*MIXTURE.values()], metavar="SHARE",
+        help=f"shares of {', '.join(MIXTURE)}; they add up to 1",
+    )  # fmt: skip
     parser.add_argument("--n-layer", type=int, default=6)
     parser.add_argument("--n-head", type=int, default=4)
     parser.add_argument("--n-embd", type=int, default=256)
