@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from spamgpt.batching import Batch, Messages, data_loader
+from spamgpt.batching import Batch, Messages, data_loader, distinct
 from spamgpt.classifier import Classifier
 from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
 
-RECORDS_PER_EPOCH = 4
+RECORDS_PER_EPOCH = 2
 PART = 4  # messages that go through the model together
 
 
@@ -33,7 +33,7 @@ def fit(
 ) -> pd.DataFrame:
     """Fine-tune `classifier` in place by `recipe`; returns its history.
 
-    One row for each quarter of an epoch: epoch (a fraction), examples (messages seen),
+    One row for each half of an epoch: epoch (a fraction), examples (messages seen),
     train_loss and train_accuracy (means since the row before, in training mode),
     validation_loss and validation_accuracy (the whole set), seconds since the start.
     Losses are cross-entropies in nats, accuracies shares from 0 to 1.
@@ -138,7 +138,7 @@ def _run_frozen_part(
     progress: bool,
 ) -> list[Messages]:
     """The data sets with the trunk's states in place of token ids, if there is room for them."""
-    n_tokens = sum(len(ids) for part in parts for ids in part.ids)
+    n_tokens = sum(len(ids) for part in parts for ids in distinct(part.ids)[0])
     n_bytes = n_tokens * classifier.transformer.config.n_embd * 4  # fp32
     if n_bytes > max_bytes:
         print(
