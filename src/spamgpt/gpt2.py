@@ -58,15 +58,20 @@ class Attention(nn.Module):
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))
 
     def at_end(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, C), (B,) -> (B, 1, C)
-        """The same for the last real token alone: one query, keys and values of all tokens."""
-        T, C = x.shape[1:]
-        (w_q, w_kv), (b_q, b_kv) = (p.split([C, 2 * C]) for p in self.c_attn.parameters())
-        q = self._heads(F.linear(at(x, lengths), w_q, b_q))  # (B, nh, 1, hs)
-        k, v = (self._heads(part) for part in F.linear(x, w_kv, b_kv).chunk(2, dim=2))
-        real = torch.arange(T, device=x.device) < lengths[:, None]  # (B, T)
-        p = self.drop.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None], dropout_p=p)
-        return self.c_proj(y.transpose(1, 2).reshape(-1, 1, C))
+        """The same for the last real token alone, without computing any token's key or value.
+
+        q . W_k x = (W_k' q) . x, and a sum of values W_v x is W_v times a sum of x: one product
+        a message, not one a token. Softmax ignores the keys' bias, the same in all of a row.
+        """
+        C, pad = x.shape[2], torch.arange(x.shape[1], device=x.device) >= lengths[:, None]  # (B, T)
+        w_q, w_k, w_v = self.c_attn.weight.view(3, self.n_head, -1, C)  # (nh, hs, C) each
+        b_q, _, b_v = self.c_attn.bias.view(3, self.n_head, -1)  # (nh, hs) each
+        q = torch.einsum("bic,hsc->bhs", at(x, lengths), w_q) + b_q  # (B, nh, hs)
+        scores = torch.einsum("bhs,hsc->bhc", q, w_k) @ x.mT / math.sqrt(q.shape[2])  # (B, nh, T)
+        weights = self.drop(scores.masked_fill(pad[:, None], -math.inf).softmax(dim=2))
+        y = torch.einsum("bhc,hsc->bhs", weights @ x, w_v)  # (B, nh, hs)
+        sums = weights.sum(dim=2, keepdim=True)  # 1 each, but for dropout
+        return self.c_proj((y + sums * b_v).reshape(-1, 1, C))
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, nh, T, hs)
         B, T, C = x.shape
@@ -175,9 +180,7 @@ def generate(
     likely ones; temperature 0 always takes the most likely. Stops after the token
     `stop`. Only the last `n_ctx` tokens are read, so the text may grow beyond them.
     """
-    generator = None
-    if seed is not None:
-        generator = torch.Generator(idx.device).manual_seed(seed)
+    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     was_training = model.training
     model.eval()
     for _ in range(max_new_tokens):
@@ -188,8 +191,7 @@ def generate(
             if top_k is not None:
                 kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
                 logits = logits.masked_fill(logits < kth, -math.inf)
-            probs = torch.softmax(logits / temperature, dim=-1)
-            new = torch.multinomial(probs, 1, generator=generator)
+            new = (logits / temperature).softmax(dim=-1).multinomial(1, generator=generator)
         idx = torch.cat([idx, new], dim=1)
         if stop is not None and new.item() == stop:
             break
