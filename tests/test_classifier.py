@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from functools import partial
 
 import pytest
 import torch
@@ -138,8 +137,9 @@ def test_trunk_and_tail_make_the_whole(trained_blocks, trained_classifier):
 def test_probabilities_come_in_the_order_of_the_messages(
     max_tokens, trained_classifier, monkeypatch
 ):
-    batches = partial(batches_by_length, max_tokens=max_tokens)
-    monkeypatch.setattr("spamgpt.classifier.batches_by_length", batches)
+    monkeypatch.setattr(
+        "spamgpt.classifier.batches_by_length", lambda ids, _: batches_by_length(ids, max_tokens)
+    )
     sequences = encode(TEXTS, trained_classifier.tokenizer)
     found = trained_classifier.probabilities(sequences)
     alone = torch.cat([trained_classifier.probabilities([ids]) for ids in sequences])
@@ -169,6 +169,48 @@ def test_classify_names_the_more_probable_label(trained_classifier):
 
 def test_nothing_to_classify_gives_nothing(trained_classifier):
     assert trained_classifier.classify([]) == []
+
+
+def test_a_stream_is_judged_in_order_and_never_held_as_a_whole(trained_classifier):
+    taken = []
+
+    def stream():
+        for i in range(50):
+            taken.append(i)
+            yield TEXTS[i % len(TEXTS)]
+
+    expected = trained_classifier.classify([TEXTS[i % len(TEXTS)] for i in range(50)])
+    found = []
+    for prediction in trained_classifier.classify_stream(stream(), chunk=8):
+        found.append(prediction)
+        assert len(taken) - len(found) < 8
+    assert [p.label for p in found] == [p.label for p in expected]
+    assert [p.probability for p in found] == pytest.approx([p.probability for p in expected])
+
+
+def test_a_text_further_down_a_stream_is_named_by_its_number(trained_classifier):
+    stream = trained_classifier.classify_stream(["ok"] * 5 + [None], chunk=2)
+    with pytest.raises(TypeError, match="message 5 is not text"):
+        list(stream)
+    with pytest.warns(UserWarning, match="message 3 has"):
+        list(trained_classifier.classify_stream(["ok"] * 3 + ["word " * 99], chunk=2))
+
+
+def test_equal_messages_are_computed_once(trained_classifier, monkeypatch):
+    seen = []
+    trunk = trained_classifier.trunk
+    monkeypatch.setattr(
+        trained_classifier, "trunk", lambda ids: (seen.extend(ids.tolist()), trunk(ids))[1]
+    )
+    sequences = encode(["again", "once", "again", "again"], trained_classifier.tokenizer)
+    scores = trained_classifier.scores_of(sequences)
+    assert len(seen) == 2
+    assert_close(scores[0], scores[2])
+    assert not torch.allclose(scores[0], scores[1])
+    states = trained_classifier.trunk_states(sequences, bf16=False)
+    assert len(seen) == 4
+    assert [len(x) for x in states] == [len(ids) for ids in sequences]
+    assert_close(states[0], states[3])
 
 
 def test_a_long_text_is_cut_with_both_numbers_in_a_warning(trained_classifier):
@@ -285,6 +327,19 @@ def test_the_last_block_at_the_last_token_alone_equals_the_whole_block(trained_c
         torch.autograd.grad((y**2).sum(), [x, *block.parameters()]) for y in (alone, whole)
     )
     torch.testing.assert_close(alone_grad, whole_grad, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_scales_a_value_with_its_bias(trained_classifier, monkeypatch):
+    attention = trained_classifier.transformer.h[-1].attn
+    torch.nn.init.normal_(attention.c_attn.bias)
+    x, lengths = (
+        torch.randn(2, 5, trained_classifier.transformer.config.n_embd),
+        torch.tensor([5, 2]),
+    )
+    once = attention.at_end(x, lengths)
+    monkeypatch.setattr(attention.drop, "forward", lambda weights: 3 * weights)
+    bias = attention.c_proj.bias
+    torch.testing.assert_close(attention.at_end(x, lengths) - bias, 3 * (once - bias))
 
 
 def test_the_frozen_part_has_no_dropout_in_training(make_classifier):

@@ -49,18 +49,23 @@ def run(args: argparse.Namespace) -> int:
 
 def classify(args: argparse.Namespace) -> int:
     """Print label, probability and text of each message."""
-    from itertools import islice
+    from itertools import tee
 
     from spamgpt.classifier import load_classifier
 
     classifier, _ = load_classifier()
-    if args.texts == ["-"]:
-        texts = (line.rstrip("\r\n") for line in sys.stdin)
-    else:
-        texts = iter(args.texts)
-    while chunk := list(islice(texts, 256)):  # a stream of any length in constant memory
-        for text, (label, probability) in zip(chunk, classifier.classify(chunk), strict=True):
-            print(f"{label:<5} {probability:6.1%}  {text}", flush=True)
+    many = args.texts == ["-"]
+    texts = (line.rstrip("\r\n") for line in sys.stdin) if many else iter(args.texts)
+    texts, judged = tee(texts)
+    predictions = classifier.classify_stream(
+        judged,
+        progress=many and not sys.stdout.isatty(),
+        chunk=1 if sys.stdin.isatty() else 1024,  # somebody who types waits for an answer
+    )
+    for text, (label, probability) in zip(texts, predictions, strict=True):
+        print(f"{label:<5} {probability:6.1%}  {text}")
+        if sys.stdin.isatty():
+            sys.stdout.flush()
     return 0
 
 

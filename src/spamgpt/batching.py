@@ -24,15 +24,15 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding) -> list[list[int]]:
+def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding, first: int = 0) -> list[list[int]]:
     """Token ids of each text; an empty text becomes a single <|endoftext|>.
 
     Text that spells a special token is read as ordinary characters. Raises TypeError if
-    something is not text.
+    something is not text; it counts the texts from `first`.
     """
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got one text: write [text]")
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts, start=first):
         if not isinstance(text, str):
             raise TypeError(
                 f"message {i} is not text but {type(text).__name__} ({text!r:.40}): "
@@ -93,8 +93,18 @@ def collate(items: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
     return Batch(ids, lengths, torch.tensor(targets))
 
 
+def distinct(sequences: Sequence) -> tuple[list, list[int]]:
+    """(the different sequences, for each sequence which of them it is).
+
+    Token ids are compared by value, tensors by identity.
+    """
+    keys = [s if isinstance(s, Tensor) else tuple(s) for s in sequences]
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return list(number), [number[key] for key in keys]
+
+
 def batches_by_length(
-    sequences: Sequence[Sequence[int]] | Sequence[Tensor], max_tokens: int = 4096
+    sequences: Sequence[Sequence[int]] | Sequence[Tensor], max_tokens: int
 ) -> Iterator[list[int]]:
     """Row numbers of batches for which order does not matter: short with short, long with long.
 
