@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +125,6 @@ class Classifier(nn.Module):
             self.transformer.h[: self.frozen_blocks].eval()
         return self
 
-    @torch.no_grad()
     def trunk_states(
         self, sequences: Sequence[Sequence[int]], bf16: bool | None = None, progress: bool = False
     ) -> list[Tensor]:
@@ -135,18 +135,19 @@ class Classifier(nn.Module):
         """
         different, which = distinct(sequences)
         result: list[Tensor] = [torch.empty(0)] * len(different)
-        with tqdm(
-            total=len(different), desc="frozen part", unit="message", disable=not progress
-        ) as bar:
+        with (
+            tqdm(
+                total=len(different), desc="frozen part", unit="message", disable=not progress
+            ) as bar,
+            self._precision(bf16),
+        ):
             for rows, x, lengths in self._batches(different):
-                with self._precision(bf16):
-                    batch = self.trunk(x).float()
+                batch = self.trunk(x).float()
                 for row, states, length in zip(rows, batch, lengths, strict=True):
                     result[row] = states[:length].clone()  # not a view: it would keep the pads
                 bar.update(len(rows))
         return [result[i] for i in which]
 
-    @torch.no_grad()
     def scores_of(
         self, sequences: Sequence[Sequence[int]] | Sequence[Tensor], bf16: bool | None = False
     ) -> Tensor:
@@ -167,11 +168,21 @@ class Classifier(nn.Module):
         self.train(was_training)
         return result[which]
 
-    def _precision(self, bf16: bool | None) -> torch.autocast:
-        """The context in which matrices are multiplied in bf16, or not."""
+    @contextmanager
+    def _precision(self, bf16: bool | None) -> Iterator[None]:
+        """Matrices are multiplied in bf16 within, or not; nothing is differentiated."""
         device = self.score.weight.device
         enabled = bf16_pays(device) if bf16 is None else bf16
-        return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+        frozen = [p for p in self.parameters() if not p.requires_grad]
+        try:
+            # autocast keeps the bf16 copy of a weight for the next batch only if it is trained.
+            for p in frozen:
+                p.requires_grad_(True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=enabled), torch.no_grad():
+                yield
+        finally:
+            for p in frozen:
+                p.requires_grad_(False)
 
     def _batches(self, sequences: Sequence) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(row numbers, padded messages, lengths) of batches, on the model's device."""
