@@ -47,5 +47,5 @@ bench: $(READY)  ## time training and inference against two other ways (about ha
 	@$(BIN)/python scripts/benchmark.py
 
 clean:  ## remove what was made or trained (downloads in data/cache stay)
-	@rm -rf data/sms data/classifier data/results.json data/choices.json data/runs
+	@rm -rf data/sms data/training data/classifier data/results.json data/choices.json data/runs
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -4,6 +4,8 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from spamgpt.batching import Batch, Messages, data_loader, distinct
+from spamgpt.checkpoints import Checkpoint, identity
 from spamgpt.classifier import Classifier
 from spamgpt.evaluation import loss_and_accuracy
 from spamgpt.pretrained import Recipe
@@ -30,6 +33,7 @@ def fit(
     progress: bool = True,
     max_cache_bytes: int = 2 * 2**30,
     bf16: bool | None = None,
+    resume: Path | None = None,
 ) -> pd.DataFrame:
     """Fine-tune `classifier` in place by `recipe`; returns its history.
 
@@ -44,11 +48,36 @@ def fit(
     bf16 where the hardware is faster with it (`bf16` decides otherwise), the trained part
     always in fp32.
 
-    Raises FloatingPointError as soon as the loss is not a number, ValueError if there are
+    With a folder to `resume` in, each finished epoch is kept there until the last one. After
+    an interruption the same call, on a classifier that starts from the same weights, goes on
+    with the next epoch; history and weights are what they would have been.
+
+    Raises FloatingPointError as soon as a loss is not a number, ValueError if there are
     fewer messages than one batch needs.
     """
+    checkpoint = nullcontext()
+    if resume is not None:
+        run = identity(classifier, train, validation, recipe, seed=seed, bf16=bf16)
+        checkpoint = Checkpoint(resume, run, recipe.epochs)
+    with checkpoint as kept:
+        return _fit(
+            classifier, train, validation, recipe, seed, progress, max_cache_bytes, bf16, kept
+        )
+
+
+def _fit(
+    classifier: Classifier,
+    train: Messages,
+    validation: Messages,
+    recipe: Recipe,
+    seed: int,
+    progress: bool,
+    max_cache_bytes: int,
+    bf16: bool | None,
+    checkpoint: Checkpoint | None,
+) -> pd.DataFrame:
+    """`fit`, with a checkpoint that is already open."""
     began = time.perf_counter()
-    torch.manual_seed(seed)
     device = classifier.score.weight.device
     classifier.freeze(recipe.trained_blocks, embeddings=bool(recipe.embedding_rate))
     for module in classifier.modules():
@@ -69,19 +98,20 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 1 - step / n_steps if recipe.decay else 1.0
     )
-    rows, losses, hits = [], [], []
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    done, rows = checkpoint.load(classifier, optimizer, schedule) if checkpoint else (0, [])
+    if rows:
+        began -= rows[-1]["seconds"]
+    losses, hits = [], []
     classifier.train()
-    for step, batch in enumerate(_steps(loader, recipe.epochs, progress), start=1):
+    steps = _steps(loader, done, recipe.epochs, progress)
+    for step, batch in enumerate(steps, start=done * len(loader) + 1):
         ids, lengths, targets = (part.to(device) for part in batch)
         order = lengths.argsort()
         scores = _scores(classifier, ids[order], lengths[order])  # (B, n_labels)
         targets = targets[order]
         loss = F.cross_entropy(scores, targets)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {step}: training cannot recover; "
-                f"lower the learning rate ({recipe.learning_rate:g}) and start again"
-            )
+        _check("loss", loss.item(), step, recipe)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,6 +121,7 @@ def fit(
         step_of_epoch = (step - 1) % len(loader) + 1
         if step_of_epoch % record_every == 0 or step_of_epoch == len(loader):
             validation_loss, validation_accuracy = loss_and_accuracy(classifier, validation)
+            _check("validation loss", validation_loss, step, recipe)
             rows.append(
                 {
                     "epoch": step / len(loader),
@@ -103,8 +134,20 @@ def fit(
                 }
             )
             losses, hits = [], []
+            epoch = step // len(loader)
+            if checkpoint and step_of_epoch == len(loader) and epoch < recipe.epochs:
+                checkpoint.save(epoch, rows, classifier, optimizer, schedule)
     classifier.eval()
     return pd.DataFrame(rows)
+
+
+def _check(name: str, loss: float, step: int, recipe: Recipe) -> None:
+    """Raise FloatingPointError unless the loss is a number."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the {name} is {loss} at step {step}: training cannot recover; lower the learning "
+            f"rate ({recipe.learning_rate:g}) and start again from a fresh classifier"
+        )
 
 
 def _parameter_groups(classifier: Classifier, recipe: Recipe) -> list[dict]:
@@ -153,9 +196,12 @@ def _run_frozen_part(
     return cached
 
 
-def _steps(loader: DataLoader, epochs: int, progress: bool) -> Iterator[Batch]:
-    """The batches of all epochs in a row, with a progress bar for each epoch."""
-    for epoch in range(1, epochs + 1):
+def _steps(loader: DataLoader, done: int, epochs: int, progress: bool) -> Iterator[Batch]:
+    """The batches of all epochs after the first `done`, with a progress bar for each epoch."""
+    for _ in range(done):
+        for _ in loader:  # draws the order of the epoch, so that the next one gets its own
+            pass
+    for epoch in range(done + 1, epochs + 1):
         # Not tqdm(loader): its asyncio flavour asks the loader for a second iterator, and
         # that would move the seeded order of the messages on.
         title = f"epoch {epoch}/{epochs}"
