@@ -8,8 +8,10 @@ import json
 import os
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = PROJECT / "data" / "bundled" / "sms_sample.tsv"
@@ -32,14 +34,33 @@ def show_path(path: Path) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path`, moved onto it only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary neighbour of `path`, moved onto it only if the block succeeds.
+
+    Raises OSError that names the folder if nothing can be written there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise type(error)(
+            f"{path.name} cannot be written to {show_path(path.parent)} ({error.strerror}): make "
+            "that folder writable, or set SPAMGPT_WORKSPACE to a folder of your own"
+        ) from error
+    _clear_up(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Delete the temporary neighbours of `path` whose writers were killed."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        writer = left.name.removesuffix(".part").rpartition(".")[2]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            left.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict:
@@ -69,7 +90,7 @@ def _choices() -> dict:
     """All decisions, as long as they were taken with the mirror that is set now."""
     try:
         choices = read_json(workspace() / "choices.json")
-    except (FileNotFoundError, ValueError):  # none yet, or damaged
+    except (OSError, ValueError):  # none yet, or damaged
         return {}
     return choices if choices.get("mirror") == os.environ.get("SPAMGPT_MIRROR") else {}
 
@@ -80,10 +101,12 @@ def chosen(key: str) -> dict | None:
 
 
 def remember(key: str, name: str, reason: str) -> None:
-    """Write a decision down for the notebooks to come."""
+    """Write a decision down for the notebooks to come; where nothing can be written, they
+    find out anew."""
     choices = _choices() | {key: {"name": name, "reason": reason}}
     choices["mirror"] = os.environ.get("SPAMGPT_MIRROR")
-    write_json(workspace() / "choices.json", choices)
+    with suppress(OSError):
+        write_json(workspace() / "choices.json", choices)
 
 
 def forget_choices() -> None:
