@@ -1,7 +1,6 @@
 """The classifier: its zero head, what is frozen, judging texts, save and load."""
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -266,20 +265,9 @@ def test_saving_twice_keeps_the_second(make_classifier, trained_classifier):
     assert torch.equal(loaded.score.weight, trained_classifier.score.weight)
 
 
-@pytest.mark.parametrize("lost", [None, "config.json", "model.safetensors"])
-def test_a_missing_classifier_names_the_notebook_that_makes_it(lost, trained_classifier):
-    if lost:
-        (save_classifier(trained_classifier) / lost).unlink()
+def test_a_missing_classifier_names_the_notebook_that_makes_it():
     with pytest.raises(FileNotFoundError, match="05_finetune"):
         load_classifier()
-
-
-def test_a_classifier_of_another_shape_is_refused(make_classifier, tmp_path):
-    small = save_classifier(make_classifier(), tmp_path / "small")
-    large = save_classifier(make_classifier(n_embd=32), tmp_path / "large")
-    shutil.copy(small / "model.safetensors", large)
-    with pytest.raises(ValueError, match="shape"):
-        load_classifier(large)
 
 
 def test_transformers_reads_the_saved_classifier(trained_classifier):

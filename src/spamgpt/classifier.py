@@ -21,10 +21,13 @@ from spamgpt.pretrained import (
     load_tokenizer,
     load_weights,
     published_config,
+    read_config,
     read_weights,
-    write_weights,
+    write_checkpoint,
 )
-from spamgpt.workspace import read_json, show_path, workspace, write_json
+from spamgpt.workspace import show_path, workspace
+
+TRAIN_AGAIN = "train again with notebook 05_finetune"
 
 
 class Prediction(NamedTuple):
@@ -248,11 +251,11 @@ def classifier_folder() -> Path:
 def save_classifier(classifier: Classifier, folder: Path | None = None, **facts) -> Path:
     """Write model.safetensors and config.json, in the published layout; returns the folder.
 
+    A process killed meanwhile leaves the former classifier or the new one, never a mixture.
+
     `facts` are kept in config.json under "spamgpt" (what it was trained on, how long…).
     """
     folder = folder or classifier_folder()
-    tensors = classifier.state_dict()
-    write_weights(tensors, folder / "model.safetensors")
     names = classifier.label_names
     config = published_config(classifier.transformer.config) | {
         "architectures": ["GPT2ForSequenceClassification"],
@@ -261,7 +264,7 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
         "label2id": {name: i for i, name in enumerate(names)},
         "spamgpt": {"base": classifier.base_name, **facts},
     }
-    write_json(folder / "config.json", config)
+    write_checkpoint(classifier.state_dict(), config, folder)
     return folder
 
 
@@ -278,21 +281,37 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
                 f"there is no trained classifier in {show_path(folder)} ({file} is missing): "
                 "run notebook 05_finetune first (`make run` runs them all)"
             )
-    config = read_json(folder / "config.json")
-    facts = config["spamgpt"]
-    label_names = [
-        name for _, name in sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
-    ]
-    body, tokenizer = GPT2(load_config(folder)), load_tokenizer(facts["base"])
+    config = read_config(folder)
+    try:
+        facts = dict(config["spamgpt"])
+        base_name = facts["base"]
+        facts.pop("format", None)
+        label_names = [
+            name for _, name in sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{show_path(folder)}/config.json does not describe a classifier of this series "
+            f"({error} is missing or wrong): {TRAIN_AGAIN}"
+        ) from None
+    body, tokenizer = GPT2(load_config(folder)), load_tokenizer(base_name)
     if tokenizer.n_vocab != body.config.n_vocab:
         raise ValueError(
             f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
-            f"tokenizer of {facts['base']} has {tokenizer.n_vocab:,} tokens: train again"
+            f"tokenizer of {base_name} has {tokenizer.n_vocab:,} tokens: {TRAIN_AGAIN}"
         )
-    classifier = Classifier(body, tokenizer, label_names, facts["base"])
+    classifier = Classifier(body, tokenizer, label_names, base_name)
     tensors = read_weights(folder / "model.safetensors")
-    load_weights(
-        classifier,
-        {k if k.startswith("score.") else f"transformer.{k}": v for k, v in tensors.items()},
-    )
+    if (head := tensors.get("score.weight")) is not None and len(head) != len(label_names):
+        raise ValueError(
+            f"{show_path(folder)} has weights for {len(head)} labels, but its config.json names "
+            f"{len(label_names)} ({', '.join(label_names)}): {TRAIN_AGAIN}"
+        )
+    try:
+        load_weights(
+            classifier,
+            {k if k.startswith("score.") else f"transformer.{k}": v for k, v in tensors.items()},
+        )
+    except ValueError as error:
+        raise ValueError(f"{show_path(folder)}: {error}: {TRAIN_AGAIN}") from None
     return classifier.eval(), facts

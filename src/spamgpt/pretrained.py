@@ -5,13 +5,14 @@ torch's `Linear` as (outputs, inputs). Transposing those four matrices of each b
 all the mapping there is; the names are the same.
 """
 
+import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tiktoken
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
@@ -32,6 +33,16 @@ CONFIGS = {
     "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
 BASE_NAMES = (*CONFIGS, "pocket")
+# Our name of each number of the architecture, and the published one.
+CONFIG_NAMES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "n_ctx": "n_positions",
+    "n_vocab": "vocab_size",
+}
+FORMAT = 1  # of the files we save; a change that older code cannot read raises it
+PICKLE = (b"\x80", b"PK\x03\x04")  # how pickles, and the zip files that torch.save makes, begin
 
 
 @dataclass(frozen=True)
@@ -154,16 +165,62 @@ def tokenizer_from_ranks(path: Path) -> tiktoken.Encoding:
 # --- checkpoints ----------------------------------------------------------------------
 
 
+def read_config(folder: Path) -> dict:
+    """What config.json says about the weights beside it.
+
+    Files of ours carry a copy in the header of model.safetensors, which is taken first: two
+    files cannot be replaced in one step, and a process killed between them would leave
+    weights beside the configuration of others.
+
+    Raises FileNotFoundError if there is no config.json, ValueError if it is damaged or was
+    written by a newer spamgpt.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{show_path(path)} is missing: it says what the weights mean")
+    embedded = _header(folder / "model.safetensors").get("config")
+    try:
+        config = json.loads(embedded) if embedded else read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{show_path(path)} is damaged ({error})") from None
+    ours = config.get("spamgpt", {}) if isinstance(config, dict) else None
+    written = ours.get("format", FORMAT) if isinstance(ours, dict) else None
+    if not _is_count(written):
+        raise ValueError(f"{show_path(path)} is damaged (it does not describe a model)")
+    if written > FORMAT:
+        raise ValueError(
+            f"{show_path(folder)} was saved by a newer spamgpt (format {written}; this one reads "
+            f"up to {FORMAT}): update it with `git pull`, or train again"
+        )
+    return config
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The words in the header of a safetensors file; none if it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):  # reading the weights will say so
+        return {}
+
+
 def load_config(folder: Path) -> GPT2Config:
-    """The architecture from a config.json with the published names."""
-    config = read_json(folder / "config.json")
-    return GPT2Config(
-        n_layer=config["n_layer"],
-        n_head=config["n_head"],
-        n_embd=config["n_embd"],
-        n_ctx=config["n_positions"],
-        n_vocab=config["vocab_size"],
-    )
+    """The architecture from a config.json with the published names (see `read_config`).
+
+    Raises ValueError besides, if an entry is missing or not a positive number.
+    """
+    config, names = read_config(folder), CONFIG_NAMES
+    wrong = [name for name in names.values() if not _is_count(config.get(name))]
+    if wrong:
+        raise ValueError(
+            f"{show_path(folder)}/config.json does not describe a GPT-2: "
+            + ", ".join(f"{name} is {config.get(name)!r}" for name in wrong)
+        )
+    return GPT2Config(**{ours: config[published] for ours, published in names.items()})
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def published_config(config: GPT2Config) -> dict:
@@ -188,12 +245,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Accepts names with and without "transformer." in front, drops the stored causal masks
     and a tied "lm_head.weight". Raises ValueError if the file is not readable, or if its
-    lm_head is not the token embedding.
+    lm_head is not the token embedding, FileNotFoundError if there is none. A pickle is never
+    read: that could run any program.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{show_path(path)} is missing{_pickle_beside(path)}")
     try:
         published = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{show_path(path)} is not a readable safetensors file: {error}") from None
+        with open(path, "rb") as file:
+            pickled = file.read(4).startswith(PICKLE)
+        problem = (
+            "is a pickle, which is never read here, since it could run any program: "
+            "use the model.safetensors that is published beside it"
+            if pickled
+            else f"is not a readable safetensors file ({error}): "
+            "delete it, then fetch or train it again"
+        )
+        raise ValueError(f"{show_path(path)} {problem}") from None
     tensors = {key.removeprefix("transformer."): value for key, value in published.items()}
     head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if head is not None and wte is not None and not torch.equal(head, wte):
@@ -203,6 +272,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for key, value in tensors.items()
         if not key.endswith(BUFFERS)
     }
+
+
+def _pickle_beside(path: Path) -> str:
+    """A word on the file that others save in place of `path`, if it is there."""
+    if not path.with_name("pytorch_model.bin").exists():
+        return ""
+    return "; pytorch_model.bin is a pickle, which is never read here: it could run any program"
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -225,19 +301,40 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def write_weights(
-    tensors: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.float32
+    tensors: dict[str, Tensor],
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    config: dict | None = None,
 ) -> None:
-    """The inverse of `read_weights`: our tensors as a safetensors file in published layout."""
+    """The inverse of `read_weights`: our tensors as a safetensors file in published layout.
+
+    `config` goes into its header for `read_config`. Raises OSError if it cannot be written;
+    a file that was there before stays as it was.
+    """
     published = {
         key: (value.T if key.endswith(TRANSPOSED) else value).to(dtype).contiguous()
         for key, value in tensors.items()
     }
+    metadata = {"format": "pt"} | ({"config": json.dumps(config)} if config else {})
     with atomic(path) as temporary:
-        save_file(published, temporary, metadata={"format": "pt"})
+        try:
+            save_file(published, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(
+                f"{show_path(path)} could not be saved ({error}); what was there before is kept"
+            ) from error
         temporary.chmod(0o644)  # safetensors makes it readable for its owner only
+
+
+def write_checkpoint(
+    tensors: dict[str, Tensor], config: dict, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write model.safetensors, which makes the new state valid, then config.json."""
+    config["spamgpt"] = {"format": FORMAT, **config.get("spamgpt", {})}
+    write_weights(tensors, folder / "model.safetensors", dtype, config)
+    write_json(folder / "config.json", config)
 
 
 def save_checkpoint(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write model.safetensors and config.json in the published layout."""
-    write_weights(model.state_dict(), folder / "model.safetensors", dtype)
-    write_json(folder / "config.json", published_config(model.config))
+    write_checkpoint(model.state_dict(), published_config(model.config), folder, dtype)
