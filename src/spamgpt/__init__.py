@@ -1,3 +1,12 @@
 """spamgpt: the shared package of the notebook series that turns GPT-2 into a spam classifier."""
 
+import sys
+
 __version__ = "0.1.0"
+
+# Before anything that an older Python cannot even read.
+if sys.version_info < (3, 10):  # noqa: UP036
+    raise ImportError(
+        "spamgpt needs Python 3.10 or newer, this is {}.{}: install a newer one, then "
+        "`make PYTHON=python3.12 setup`".format(*sys.version_info)
+    )

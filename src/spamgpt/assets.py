@@ -399,7 +399,7 @@ def _stream(session: requests.Session, url: str, asset: Asset, target: Path) -> 
     """Append to `target` what is missing there; begin anew if the server cannot do that."""
     have = _size(target)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    timeout = (_connect_seconds(url), READ_SECONDS)
+    timeout = (connect_seconds(url), READ_SECONDS)
     with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
         span = response.headers.get("Content-Range", "")  # bytes 100-199/200, or */200
         length = response.headers.get("Content-Length", "")
@@ -440,7 +440,7 @@ def _stream(session: requests.Session, url: str, asset: Asset, target: Path) -> 
                     raise AssetError(f"after {file.tell():,} bytes, there is still more to come")
 
 
-def _connect_seconds(url: str) -> float:
+def connect_seconds(url: str) -> float:
     """How long each address of a host may take, so that all take CONNECT_SECONDS together."""
     if requests.utils.get_environ_proxies(url):
         return CONNECT_SECONDS  # the proxy looks the host up

@@ -2,23 +2,32 @@
 
 import os
 import shutil
+import socket
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import psutil
 import requests
 import torch
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from packaging.requirements import Requirement
 
-from spamgpt import assets
+from spamgpt import assets, sms
 from spamgpt.hardware import best_device, bf16_pays
 from spamgpt.pretrained import BASE_NAMES
 from spamgpt.workspace import show_path, workspace
 
 GB = 1e9
 REMEMBERED = "remembered from an earlier run; `python -m spamgpt fetch` tries again"
-NEEDED_DISK, NEEDED_MEMORY = 1.5 * GB, 3 * GB  # GPT-2 124M: the file, and training it
+STALE = "remembered from an earlier run, but"
+TRY_AGAIN = "run `python -m spamgpt fetch`, then the notebooks from 01 on"
+# GPT-2 124M: its file, the classifier saved, and training it.
+NEEDED_DISK, NEEDED_MEMORY = 1.5 * GB, 3 * GB
+POCKET_DISK, POCKET_MEMORY = 0.2 * GB, 1 * GB  # training it peaks at 0.65 GB; Jupyter besides
 
 
 class Check(NamedTuple):
@@ -32,7 +41,18 @@ class Check(NamedTuple):
 
 def examine() -> list[Check]:
     """Everything a learner's machine needs, and what this one has."""
-    return [_python(), _packages(), _disk(), _memory(), _device(), _base(), _data()]
+    return [
+        _python(),
+        _packages(),
+        _kernel(),
+        _disk(),
+        _memory(),
+        _device(),
+        _proxy(),
+        _cache(),
+        _base(),
+        _data(),
+    ]
 
 
 def _python() -> Check:
@@ -58,27 +78,49 @@ def _packages() -> Check:
     return Check("packages", not wrong, found, "pip install -r requirements.txt")
 
 
+def _kernel() -> Check:
+    """Whether Jupyter's kernel "python3", which the notebooks ask for, is this environment."""
+    mend = "`jupyter kernelspec remove python3`, then `python -m ipykernel install --sys-prefix`"
+    try:
+        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return Check("kernel", False, "Jupyter has no Python kernel here", mend)
+    # Jupyter puts its own Python in place of a bare name.
+    bare = {"python", "python3", "python{}.{}".format(*sys.version_info)}
+    folder = Path(sys.executable).parent
+    ok = program in bare or Path(program).parent == folder
+    found = "the notebooks run in this environment"
+    return Check("kernel", ok, found if ok else f"the notebooks run in {program}", mend)
+
+
+def _wants_pocket() -> bool:
+    return os.environ.get("SPAMGPT_BASE") == "pocket"
+
+
 def _disk() -> Check:
     folder = workspace()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
+    needed = POCKET_DISK if _wants_pocket() else NEEDED_DISK
+    smaller = "" if _wants_pocket() else ", or set SPAMGPT_BASE=pocket, which needs almost none"
     return Check(
         "disk",
-        free >= NEEDED_DISK,
+        free >= needed,
         f"{free / GB:.1f} GB free for {show_path(workspace())}/",
-        f"free {NEEDED_DISK / GB:.1f} GB, or set SPAMGPT_BASE=pocket, which needs almost none",
+        f"free {needed / GB:.1f} GB{smaller}",
     )
 
 
 def _memory() -> Check:
     memory = psutil.virtual_memory()
+    needed = POCKET_MEMORY if _wants_pocket() else NEEDED_MEMORY
+    smaller = "" if _wants_pocket() else ", or set SPAMGPT_BASE=pocket"
     return Check(
         "memory",
-        memory.available >= NEEDED_MEMORY,
+        memory.available >= needed,
         f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB available",
-        f"close programs until {NEEDED_MEMORY / GB:.0f} GB are available, "
-        "or set SPAMGPT_BASE=pocket",
+        f"close programs until {needed / GB:.0f} GB are available{smaller}",
     )
 
 
@@ -89,6 +131,51 @@ def _device() -> Check:
     return Check("device", True, f"{name}, {torch.get_num_threads()} CPU threads, {precision}")
 
 
+def _proxy() -> Check:
+    """Whether the proxy that downloads would go through answers."""
+    proxies = {
+        f"{kind}_proxy": address
+        for kind, address in getproxies().items()
+        if kind in ("http", "https", "all")
+    }
+    if not proxies:
+        return Check("proxy", True, "none set")
+    dead, shown = [], {}
+    for name, address in proxies.items():
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        shown[name] = f"{name} = {parts.hostname}:{parts.port or 80}"  # without the password
+        if not assets.offline() and not _answers(parts.hostname, parts.port or 80):
+            dead.append(shown[name])
+    found = ", ".join(dead or shown.values()) + (" does not answer" if dead else "")
+    return Check("proxy", not dead, found, "correct it, or unset the variable, upper case as well")
+
+
+def _answers(host: str | None, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=assets.CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _cache() -> Check:
+    """Whether the files that were fetched are still what they were."""
+    here = [name for name in assets.ASSETS if assets.cached(name).is_file()]
+    bad = {}
+    for name in here:
+        try:
+            assets.verify(assets.cached(name), assets.ASSETS[name])
+        except (OSError, assets.AssetError) as error:
+            bad[name] = str(error)
+    found = "; ".join(f"{name}: {problem}" for name, problem in bad.items())
+    return Check(
+        "cache",
+        not bad,
+        found or f"{len(here)} fetched files, all as published",
+        f"`python -m spamgpt fetch {' '.join(bad)}` gets them again",
+    )
+
+
 def _base() -> Check:
     wanted = os.environ.get("SPAMGPT_BASE") or "auto"
     fix = "set SPAMGPT_BASE to auto, or connect and run `python -m spamgpt fetch`"
@@ -97,22 +184,42 @@ def _base() -> Check:
     if wanted == "pocket":
         return Check("base", True, "pocket (SPAMGPT_BASE says so)")
     name = "gpt2" if wanted == "auto" else wanted
-    if wanted == "auto" and assets.why_stand_in("base", "pocket", "gpt2"):
-        return Check("base", True, f"pocket ({REMEMBERED})")
     needed = {file: _source(file) for file in ("vocab.bpe", "encoder.json", name)}
     missing = [file for file, source in needed.items() if source is None]
+    if wanted == "auto" and assets.why_stand_in("base", "pocket", "gpt2"):
+        if not missing:
+            return Check("base", False, f"pocket, {STALE} GPT-2 can be had now", TRY_AGAIN)
+        return Check("base", True, f"pocket ({REMEMBERED})")
     if missing and wanted == "auto":
         return Check("base", True, f"pocket ({', '.join(missing)} cannot be had: no internet?)")
     return Check("base", not missing, f"{name} ({_sources(needed)})", fix)
 
 
 def _data() -> Check:
-    if assets.why_stand_in("data", "sample", "sms"):
-        return Check("data", True, f"bundled sample ({REMEMBERED})")
     source = _source("sms")
+    if assets.why_stand_in("data", "sample", "sms"):
+        if source is not None:
+            return Check(
+                "data", False, f"bundled sample, {STALE} the collection can be had now", TRY_AGAIN
+            )
+        return Check("data", True, f"bundled sample ({REMEMBERED})")
+    now = "sample" if source is None else "collection"
+    if (made_of := _splits()) not in (None, now):
+        old, new = sms.DATA_NAMES[made_of], sms.DATA_NAMES[now]
+        found = f"{new}, but the saved splits were made of the {old}"
+        return Check("data", False, found, "run the notebooks from 01 on")
     if source is None:
         return Check("data", True, "bundled sample (the collection cannot be had: no internet?)")
     return Check("data", True, f"SMS Spam Collection ({source})")
+
+
+def _splits() -> str | None:
+    """What the saved splits were made of, if there are any that can be read."""
+    try:
+        made_of = sms.split_source()
+    except (OSError, ValueError, KeyError):
+        return None
+    return made_of if made_of in sms.DATA_NAMES else None
 
 
 def _source(name: str) -> str | None:
@@ -123,7 +230,7 @@ def _source(name: str) -> str | None:
         return "in the mirror"
     for url in assets.addresses(name):
         try:
-            requests.head(url, timeout=assets.CONNECT_SECONDS).raise_for_status()
+            requests.head(url, timeout=assets.connect_seconds(url)).raise_for_status()
             return "to be downloaded"
         except requests.RequestException:
             continue
