@@ -63,12 +63,28 @@ def test_lengths_in_gpt2_tokens(lecture_splits, gpt2_tokenizer):
     assert round(np.mean(sizes), 1) == 30.4
 
 
+def test_403_rows_of_the_collection_repeat_an_earlier_one(collection):
+    assert collection.duplicated().sum() == collection["text"].duplicated().sum() == 403
+
+
 def test_the_lecture_split_leaks(lecture_splits):
     """The notebooks tell readers so: 37 test messages, 33 of them spam, stand in train."""
-    test = lecture_splits["test"]
-    seen = test[test["text"].isin(lecture_splits["train"]["text"])]
+    train, validation, test = (lecture_splits[name] for name in sms.SPLITS)
+    seen = test[sms.stands_in(test["text"], train["text"])]
     assert len(seen) == 37
     assert (seen["label"] == "spam").sum() == 33
+    known = pd.concat([train["text"], validation["text"]])
+    assert sms.stands_in(test["text"], known, normalised=True).sum() == 57
+
+
+@pytest.mark.parametrize("seed", [123, 124])
+def test_a_group_split_of_the_collection_does_not_leak_and_keeps_the_sizes(collection, seed):
+    splits = sms.group_split(sms.balance(collection), seed=seed)
+    assert [len(splits[name]) for name in sms.SPLITS] == [1045, 149, 300]
+    known = pd.concat([splits["train"]["text"], splits["validation"]["text"]])
+    assert not sms.stands_in(splits["test"]["text"], known, normalised=True).any()
+    assert not sms.stands_in(splits["validation"]["text"], splits["train"]["text"], True).any()
+    assert all(0.35 < part["target"].mean() < 0.65 for part in splits.values())
 
 
 # --- any data -------------------------------------------------------------------------
@@ -87,8 +103,9 @@ def test_balance_keeps_all_spam_and_draws_as_much_ham(sample):
     assert ham.is_unique and set(ham) <= set(sample[sample["label"] == "ham"]["text"])
 
 
-def test_the_parts_of_a_split_are_the_whole(sample):
-    parts = sms.random_split(sample)
+@pytest.mark.parametrize("split", [sms.random_split, sms.group_split])
+def test_the_parts_of_a_split_are_the_whole(split, sample):
+    parts = split(sample)
     assert list(parts) == ["train", "validation", "test"]
     joined = pd.concat(parts.values())
     assert sorted(joined["text"]) == sorted(sample["text"])
@@ -102,7 +119,14 @@ def test_a_split_is_shuffled(sample):
     assert (train["label"] == "spam").mean() == pytest.approx(share, abs=0.05)
 
 
-@pytest.mark.parametrize("make", [sms.balance, lambda t, **kw: sms.random_split(t, **kw)["test"]])
+@pytest.mark.parametrize(
+    "make",
+    [
+        sms.balance,
+        lambda t, **kw: sms.random_split(t, **kw)["test"],
+        lambda t, **kw: sms.group_split(t, **kw)["test"],
+    ],
+)
 def test_a_seed_fixes_the_draw_and_another_changes_it(make, sample):
     first, again, other = (make(sample, seed=s)["text"].tolist() for s in (1, 1, 2))
     assert first == again != other
@@ -117,17 +141,80 @@ def test_fractions_are_kept_to_less_than_a_message(n, fractions):
         assert 0 <= fraction * 2 * n - len(parts[name]) < 1 + 1e-9
 
 
+@pytest.mark.parametrize("split", [sms.random_split, sms.group_split])
 @pytest.mark.parametrize(
     "train, validation", [(0.9, 0.1), (0.7, 0.4), (0, 0.1), (0.7, 0), (-0.1, 0.5), (70, 10)]
 )
-def test_fractions_that_leave_nothing_are_refused_with_the_numbers(train, validation):
+def test_fractions_that_leave_nothing_are_refused_with_the_numbers(split, train, validation):
     with pytest.raises(ValueError, match=f"train = {train} and validation = {validation}"):
-        sms.random_split(table(10, 10), train, validation)
+        split(table(10, 10), train, validation)
 
 
 def test_balance_refuses_more_spam_than_ham():
     with pytest.raises(ValueError, match=r"1 ham .* 2 spam"):
         sms.balance(table(1, 2))
+
+
+# --- messages that stand more than once -------------------------------------------------
+
+CLAIM = "URGENT! You have won a £{} prize. To claim call {} before Friday"
+
+
+def test_normalising_forgets_case_digits_punctuation_and_spaces():
+    texts = pd.Series(["Call 0800 NOW!!", "call  now", "Ça va?", "12:30", ""])
+    assert sms.normalise(texts).tolist() == ["call now", "call now", "ça va", "", ""]
+
+
+def test_a_copy_is_found_verbatim_or_after_normalising():
+    known = pd.Series(["Win 100 now", "hello"])
+    texts = pd.Series(["Win 100 now", "WIN 900 now!", "hello you"])
+    assert sms.stands_in(texts, known).tolist() == [True, False, False]
+    assert sms.stands_in(texts, known, normalised=True).tolist() == [True, True, False]
+
+
+def test_copies_with_other_numbers_and_small_changes_are_one_group():
+    texts = [
+        CLAIM.format(900, "09061701461"),
+        "see you at home tonight",
+        CLAIM.format("2,000", "0800 169 6031").lower(),
+        CLAIM.format(100, "09061701461").replace("have won", "are awarded"),
+        "could you buy some milk on the way",
+    ]
+    first, home, second, third, milk = sms.near_duplicates(pd.Series(texts))
+    assert first == second == third
+    assert len({first, home, milk}) == 3
+
+
+def test_groups_are_joined_by_who_stands_between():
+    """The first is like the second and the second like the third: one group, by default."""
+    words = [f"word{letter * 3}" for letter in "abcdefghijkl"]
+    texts = pd.Series([" ".join(words[i : i + 8]) for i in (0, 2, 4)])
+    assert len(set(sms.near_duplicates(texts))) == 1
+    assert len(set(sms.near_duplicates(texts[[0, 2]]))) == 2
+    assert len(set(sms.near_duplicates(texts, similarity=0.9))) == 3
+
+
+@pytest.mark.parametrize("texts", [["", "!", "ok", "OK 2", "no"], ["", ""], ["a"]])
+def test_messages_too_short_for_a_run_are_grouped_by_what_is_left(texts):
+    texts = pd.Series(texts)
+    pairs = pd.DataFrame({"group": sms.near_duplicates(texts), "left": sms.normalise(texts)})
+    assert pairs.drop_duplicates().shape[0] == pairs["left"].nunique() == pairs["group"].nunique()
+
+
+def test_a_group_split_keeps_copies_together():
+    texts = [CLAIM.format(i, 10 * i) for i in range(30)] + [f"{w} it is" for w in "abcdefghij"]
+    messages = pd.DataFrame({"label": ["spam"] * 30 + ["ham"] * 10, "text": texts})
+    for seed in range(5):
+        parts = sms.group_split(messages, seed=seed)
+        assert sorted((part["label"] == "spam").sum() for part in parts.values()) == [0, 0, 30]
+        assert sum(map(len, parts.values())) == 40
+
+
+def test_a_group_split_of_messages_without_copies_has_the_sizes_of_a_random_one(sample):
+    balanced = sms.balance(sample)
+    for fractions in ((0.7, 0.1), (0.5, 0.25)):
+        groups, random = (f(balanced, *fractions) for f in (sms.group_split, sms.random_split))
+        assert {k: len(v) for k, v in groups.items()} == {k: len(v) for k, v in random.items()}
 
 
 # --- reading --------------------------------------------------------------------------

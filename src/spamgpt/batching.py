@@ -6,7 +6,6 @@ and no attention mask is needed. What a batch must carry is where that token sta
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import tiktoken
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
+
+from spamgpt import SEED
 
 
 class Batch(NamedTuple):
@@ -68,6 +69,10 @@ class Messages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[int], int]:
         return self.ids[index], self.targets[index]
+
+    def collate(self, items: Sequence[tuple[Sequence[int], int]]) -> Batch:
+        """Join items to a batch that is as wide as its longest message."""
+        return collate(items, self.pad_id)
 
 
 def pad(
@@ -125,7 +130,7 @@ def data_loader(
     batch_size: int,
     shuffle: bool = False,
     drop_last: bool = False,
-    seed: int = 123,
+    seed: int = SEED,
 ) -> DataLoader:
     """Batches of `messages`; with `shuffle`, in an order that `seed` fixes."""
     return DataLoader(
@@ -133,6 +138,6 @@ def data_loader(
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
-        collate_fn=partial(collate, pad_id=messages.pad_id),
+        collate_fn=messages.collate,
         generator=torch.Generator().manual_seed(seed),
     )

@@ -9,9 +9,13 @@ Every table here has the columns `label` ("ham" or "spam") and `text`, splits ha
 import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import HashingVectorizer
 
-from spamgpt import assets
+from spamgpt import SEED, assets
 from spamgpt.workspace import (
     SAMPLE,
     atomic,
@@ -76,7 +80,7 @@ def load(path: Path) -> pd.DataFrame:
     return table
 
 
-def balance(table: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+def balance(table: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
     """All spam, and as many ham messages drawn at random (`sample` with `seed`)."""
     spam, ham = table[table["label"] == "spam"], table[table["label"] == "ham"]
     if len(ham) < len(spam):
@@ -85,23 +89,86 @@ def balance(table: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
 
 
 def random_split(
-    table: pd.DataFrame, train: float = 0.7, validation: float = 0.1, seed: int = 123
+    table: pd.DataFrame, train: float = 0.7, validation: float = 0.1, seed: int = SEED
 ) -> dict[str, pd.DataFrame]:
     """Shuffle, then cut into train / validation / test (the rest); adds the column `target`.
 
     Raises ValueError unless the two fractions are positive and leave something for test.
     """
+    first, second = _cuts(len(table), train, validation)
+    table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+    table = table.assign(target=table["label"].map(LABELS))
+    parts = (table[:first], table[first:second], table[second:])
+    return {name: part.reset_index(drop=True) for name, part in zip(SPLITS, parts, strict=True)}
+
+
+def _cuts(n: int, train: float, validation: float) -> tuple[int, int]:
+    """Where `n` messages are cut: after train, and after validation."""
     if not (train > 0 and validation > 0 and train + validation < 1):
         raise ValueError(
             f"train = {train} and validation = {validation} must be positive and leave a "
             f"share for test; they add up to {train + validation:g}"
         )
+    first = int(n * train)
+    return first, first + int(n * validation)
+
+
+# --- messages that stand more than once -------------------------------------------------
+
+
+def normalise(texts: pd.Series) -> pd.Series:
+    """Texts without what copies of a message differ in: case, digits, punctuation, spaces."""
+    return texts.str.lower().str.replace(r"[\W\d_]+", " ", regex=True).str.strip()
+
+
+def stands_in(texts: pd.Series, others: pd.Series, normalised: bool = False) -> pd.Series:
+    """For each text whether it also stands in `others`: verbatim, or after normalising both."""
+    if normalised:
+        texts, others = normalise(texts), normalise(others)
+    return texts.isin(set(others))
+
+
+def near_duplicates(texts: pd.Series, similarity: float = 0.5) -> np.ndarray:
+    """A group number for each text (N,); near-duplicates have the same.
+
+    Two texts are near-duplicates if, normalised, they share at least `similarity` of the
+    runs of five characters that occur in either (Jaccard similarity). So is whoever is a
+    near-duplicate of a near-duplicate: groups are connected components.
+    """
+    different, which = np.unique(normalise(texts).to_numpy(dtype=str), return_inverse=True)
+    runs = HashingVectorizer(
+        analyzer="char", ngram_range=(5, 5), binary=True, norm=None, alternate_sign=False
+    )
+    has = runs.transform(f" {text} " for text in different)  # (texts, runs)
+    sizes = np.asarray(has.sum(axis=1)).ravel()
+    shared = (has @ has.T).tocoo()
+    either = sizes[shared.row] + sizes[shared.col] - shared.data
+    near = shared.data >= similarity * either
+    links = coo_array((near[near], (shared.row[near], shared.col[near])), shape=shared.shape)
+    return connected_components(links, directed=False)[1][which]
+
+
+def group_split(
+    table: pd.DataFrame, train: float = 0.7, validation: float = 0.1, seed: int = SEED
+) -> dict[str, pd.DataFrame]:
+    """As `random_split`, but near-duplicates (`near_duplicates`) stay together in one of the sets.
+
+    Large groups are placed first, each in a set drawn by the room that is left; single
+    messages fill up the rest, so that the sizes are those of `random_split` wherever the
+    groups allow it. Raises ValueError as `random_split` does.
+    """
+    first, second = _cuts(len(table), train, validation)
+    room = np.diff([0, first, second, len(table)])
     table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
     table = table.assign(target=table["label"].map(LABELS))
-    first = int(len(table) * train)
-    second = first + int(len(table) * validation)
-    parts = (table[:first], table[first:second], table[second:])
-    return {name: part.reset_index(drop=True) for name, part in zip(SPLITS, parts, strict=True)}
+    group = near_duplicates(table["text"])
+    sizes = np.bincount(group)
+    draw, home = np.random.default_rng(seed), np.empty(len(sizes), dtype=int)
+    for g in np.argsort(-sizes, kind="stable"):
+        fits = np.where(room >= sizes[g], room, 0)
+        home[g] = draw.choice(3, p=fits / fits.sum()) if fits.any() else room.argmax()
+        room[home[g]] -= sizes[g]
+    return {name: table[home[group] == i].reset_index(drop=True) for i, name in enumerate(SPLITS)}
 
 
 def split_folder() -> Path:
