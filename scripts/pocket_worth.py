@@ -1,4 +1,6 @@
-"""What Pocket GPT reaches, what its pretraining is worth, and which recipe suits it.
+"""Choose a recipe or a base model for Pocket GPT; what its recipe reaches with fewer messages.
+
+What each choice is worth, one thing changed at a time, is `python -m spamgpt experiments`.
 
     python scripts/pocket_worth.py --weights pretrained --trained recipe
     python scripts/pocket_worth.py --fractions 1 0.25 0.1 0.05 --out FILE.csv
@@ -29,16 +31,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import Pipeline, make_pipeline
 
-from spamgpt import sms
+from spamgpt import SEED, experiments, sms
 from spamgpt.batching import Messages
 from spamgpt.classifier import build_classifier
 from spamgpt.evaluation import loss_and_accuracy
+from spamgpt.experiments import part_of, recipe_for, tf_idf
 from spamgpt.gpt2 import GPT2
 from spamgpt.pretrained import Base, load_pocket, load_tokenizer
 from spamgpt.training import fit
@@ -52,36 +51,19 @@ def tokens_of(text: str) -> list[str]:
     return [str(token) for token in TOKENIZER.encode_ordinary(text)]
 
 
-def tf_idf(**options) -> Pipeline:
-    """Counts, rare ones weighing more, and a logistic regression on them."""
-    return make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, **options), LogisticRegression(C=30, max_iter=1000)
-    )
-
-
-BASELINES = {
-    "always ham": lambda: DummyClassifier(strategy="constant", constant=0),
-    "TF-IDF words": lambda: tf_idf(ngram_range=(1, 2)),
+BASELINES = experiments.BASELINES | {
     "TF-IDF tokens": lambda: tf_idf(
         tokenizer=tokens_of, token_pattern=None, lowercase=False, ngram_range=(1, 2)
-    ),
-    "TF-IDF characters": lambda: tf_idf(analyzer="char_wb", ngram_range=(2, 5)),
+    )
 }
 WEIGHTS = ["pretrained", "random"]
 TRAINED = ["recipe", "head only"]
 
 
-def part_of(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
-    """A part of the training messages that is as balanced as the whole."""
-    if fraction == 1:
-        return train
-    return train.groupby("target").sample(frac=fraction, random_state=seed)
-
-
 def folds(splits: dict, n: int) -> list[dict]:
     """`n` ways to cut training and validation messages into the two; no test messages."""
     known = pd.concat([splits["train"], splits["validation"]], ignore_index=True)
-    cut = StratifiedKFold(n, shuffle=True, random_state=123).split(known, known["target"])
+    cut = StratifiedKFold(n, shuffle=True, random_state=SEED).split(known, known["target"])
     return [{"train": known.iloc[rest], "validation": known.iloc[fold]} for rest, fold in cut]
 
 
@@ -93,9 +75,7 @@ def fine_tune(base: Base, splits: dict, weights: str, trained: str, epochs: int,
         base = replace(base, model=GPT2(base.model.config))
         recipe = replace(recipe, trained_blocks=None)
     if trained == "head only":  # a thousand numbers, not millions: they need larger steps
-        recipe = replace(
-            recipe, trained_blocks=0, learning_rate=10 * recipe.learning_rate, embedding_rate=None
-        )
+        recipe = recipe_for(recipe, "head only, 10x rate")
     data = {
         name: Messages(part["text"], part["target"], base.tokenizer, base.model.config.n_ctx)
         # Nobody looks at the curves, so "few" stands in for the validation set while training.

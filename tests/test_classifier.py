@@ -5,11 +5,18 @@ import math
 import pytest
 import torch
 import transformers
+from randomize import randomize
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from spamgpt.batching import Messages, batches_by_length, encode, pad
-from spamgpt.classifier import build_classifier, classifier_folder, load_classifier, save_classifier
+from spamgpt.classifier import (
+    Classifier,
+    build_classifier,
+    classifier_folder,
+    load_classifier,
+    save_classifier,
+)
 from spamgpt.pretrained import Recipe, load_base
 from spamgpt.training import fit
 
@@ -234,6 +241,37 @@ def test_classify_refuses_what_is_not_a_list_of_texts(texts, trained_classifier)
         trained_classifier.classify(texts)
 
 
+# --- other tokens than the last --------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained_blocks", [0, 1, None])
+@pytest.mark.parametrize("read", ["first", "mean"])
+def test_the_first_or_the_mean_of_the_real_tokens_can_be_read(
+    read, trained_blocks, make_classifier
+):
+    tiny = make_classifier()
+    classifier = Classifier(tiny.transformer, tiny.tokenizer, ["ham", "spam"], "pocket", read)
+    randomize(classifier.score, seed=1)
+    classifier.freeze(trained_blocks)
+    sequences = encode(TEXTS, classifier.tokenizer)
+    for ids, found in zip(sequences, classifier.eval().scores_of(sequences), strict=True):
+        hidden = classifier.transformer.hidden(torch.tensor([ids]))[0]  # (T, C)
+        wanted = hidden[0] if read == "first" else hidden.mean(dim=0)
+        torch.testing.assert_close(found, classifier.score(wanted), atol=1e-5, rtol=1e-4)
+
+
+def test_reading_an_unknown_token_is_refused(make_classifier):
+    tiny = make_classifier()
+    with pytest.raises(ValueError, match="'middle': choose one of last, first, mean"):
+        Classifier(tiny.transformer, tiny.tokenizer, ["ham", "spam"], "pocket", "middle")
+
+
+def test_what_a_classifier_reads_is_saved_with_it(make_classifier):
+    tiny = make_classifier()
+    save_classifier(Classifier(tiny.transformer, tiny.tokenizer, ["ham", "spam"], "pocket", "mean"))
+    assert load_classifier()[0].read == "mean"
+
+
 # --- save and load --------------------------------------------------------------------
 
 
@@ -242,7 +280,7 @@ def test_a_saved_classifier_comes_back_the_same(trained_classifier):
     loaded, facts = load_classifier()
     ids, lengths = pad(encode(TEXTS, loaded.tokenizer), 0)
     assert torch.equal(loaded(ids, lengths), trained_classifier(ids, lengths))
-    assert facts == {"base": "pocket", "data": "sample", "epochs": 3}
+    assert facts == {"base": "pocket", "read": "last", "data": "sample", "epochs": 3}
     assert loaded.label_names == ["ham", "spam"]
     assert not loaded.training
     assert loaded.classify(TEXTS) == trained_classifier.classify(TEXTS)

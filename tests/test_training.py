@@ -1,5 +1,6 @@
 """The training loop and its history."""
 
+import copy
 import math
 import random
 from dataclasses import replace
@@ -242,3 +243,15 @@ def test_the_data_sets_keep_their_token_ids(make_classifier, train, validation):
     recipe = Recipe(trained_blocks=1, learning_rate=1e-3, batch_size=8, epochs=1)
     fit(make_classifier(), train, validation, recipe, progress=False)
     assert train.ids == before
+
+
+def test_states_of_the_frozen_part_may_be_given_in_place_of_ids(make_classifier, train, validation):
+    recipe = replace(FAST, trained_blocks=1)
+    own, given = make_classifier(), make_classifier()
+    fit(own, train, validation, recipe, progress=False)
+    given.freeze(1)
+    states = copy.copy(train)
+    states.ids = given.trunk_states(train.ids)
+    fit(given, states, validation, recipe, progress=False)
+    weights = given.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in own.state_dict().items())

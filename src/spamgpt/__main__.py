@@ -1,8 +1,9 @@
-"""The command line: python -m spamgpt doctor | fetch | run | classify."""
+"""The command line: python -m spamgpt doctor | fetch | run | classify | experiments."""
 
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from spamgpt import assets
 
@@ -69,6 +70,26 @@ def classify(args: argparse.Namespace) -> int:
     return 0
 
 
+def experiments(args: argparse.Namespace) -> int:
+    """Run the grid of notebook 07: what each choice is worth, over several seeds.
+
+    Finished runs are kept in the file --out and not done again; remove it to start anew.
+    """
+    from spamgpt import sms
+    from spamgpt.experiments import GROUPS, Lab, jobs, run_grid, summary
+    from spamgpt.pretrained import load_base
+    from spamgpt.workspace import show_path, workspace
+
+    wanted = jobs(args.only or GROUPS, args.seeds)
+    data_name, path = sms.source()
+    lab = Lab(load_base(), sms.load(path), data_name)
+    out = args.out or workspace() / "experiments.csv"
+    runs = run_grid(lab, wanted, out)
+    print(summary(runs).to_string())
+    print(f"\n{len(runs)} runs, {runs['seconds'].sum() / 60:.0f} minutes: {show_path(out)}")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # Windows consoles may not default to UTF-8
@@ -91,6 +112,14 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("classify", help=classify.__doc__)
     command.add_argument("texts", nargs="+", metavar="TEXT", help="- reads one message per line")
     command.set_defaults(do=classify)
+
+    command = commands.add_parser(
+        "experiments", help="run the grid of notebook 07", description=experiments.__doc__
+    )
+    command.add_argument("--seeds", type=int, default=5, help="of each setting (default: 5)")
+    command.add_argument("--only", nargs="+", metavar="GROUP", help='such as "token read"')
+    command.add_argument("--out", type=Path, help="CSV file of all runs")
+    command.set_defaults(do=experiments)
 
     args = parser.parse_args(argv)
     try:

@@ -162,6 +162,7 @@ def identity(
     return {
         "starting weights": weights.hexdigest(),
         "messages": hashlib.sha256(messages.encode()).hexdigest(),
+        "token read": classifier.read,
         "recipe": json.dumps(asdict(recipe)),
         "torch": f"{torch.__version__} on {_device(classifier).type}",
         **{key: str(value) for key, value in facts.items()},

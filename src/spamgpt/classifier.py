@@ -29,6 +29,8 @@ from spamgpt.workspace import show_path, workspace
 
 TRAIN_AGAIN = "train again with notebook 05_finetune"
 
+READS = ("last", "first", "mean")
+
 
 class Prediction(NamedTuple):
     """A label and how probable the classifier finds it (0 to 1)."""
@@ -40,7 +42,8 @@ class Prediction(NamedTuple):
 class Classifier(nn.Module):
     """A GPT-2 body and a linear head that reads each message's last real token.
 
-    The body is `transformer` and the head `score`, as in transformers'
+    For comparison, `read` may be "first" (the first token) or "mean" (the mean of all real
+    tokens) instead of "last". The body is `transformer` and the head `score`, as in transformers'
     GPT2ForSequenceClassification. The head starts at zero, so that every label is equally
     probable before training.
     """
@@ -51,8 +54,12 @@ class Classifier(nn.Module):
         tokenizer: tiktoken.Encoding,
         label_names: Sequence[str],
         base_name: str,
+        read: str = "last",
     ):
         super().__init__()
+        if read not in READS:
+            raise ValueError(f"read = {read!r}: choose one of {', '.join(READS)}")
+        self.read = read
         self.transformer = transformer
         self.score = nn.Linear(transformer.config.n_embd, len(label_names))
         nn.init.zeros_(self.score.weight)
@@ -104,6 +111,14 @@ class Classifier(nn.Module):
     def tail(self, x: Tensor, lengths: Tensor) -> Tensor:
         """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels)."""
         blocks = self.transformer.h[self.frozen_blocks :]
+        if self.read == "mean":
+            for block in blocks:
+                x = block(x)
+            real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]  # (B, T)
+            mean = (self.transformer.ln_f(x) * real.unsqueeze(2)).sum(dim=1) / lengths[:, None]
+            return self.score(mean)
+        if self.read == "first":
+            lengths = torch.ones_like(lengths)
         for block in blocks[:-1]:
             x = block(x)
         # Nothing reads the last block's other tokens, so they are not computed.
@@ -235,9 +250,9 @@ class Classifier(nn.Module):
                 bar.update(len(held))
 
 
-def build_classifier(base: Base, label_names: Sequence[str]) -> Classifier:
+def build_classifier(base: Base, label_names: Sequence[str], read: str = "last") -> Classifier:
     """Swap the language-model head of a base model for a fresh classification head."""
-    return Classifier(base.model, base.tokenizer, label_names, base.name)
+    return Classifier(base.model, base.tokenizer, label_names, base.name, read)
 
 
 # --- save and load --------------------------------------------------------------------
@@ -262,7 +277,7 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
         "pad_token_id": classifier.tokenizer.eot_token,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "spamgpt": {"base": classifier.base_name, **facts},
+        "spamgpt": {"base": classifier.base_name, "read": classifier.read, **facts},
     }
     write_checkpoint(classifier.state_dict(), config, folder)
     return folder
@@ -300,7 +315,8 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
             f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
             f"tokenizer of {base_name} has {tokenizer.n_vocab:,} tokens: {TRAIN_AGAIN}"
         )
-    classifier = Classifier(body, tokenizer, label_names, base_name)
+    read = facts.get("read", "last")
+    classifier = Classifier(body, tokenizer, label_names, base_name, read)
     tensors = read_weights(folder / "model.safetensors")
     if (head := tensors.get("score.weight")) is not None and len(head) != len(label_names):
         raise ValueError(

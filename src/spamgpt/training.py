@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from spamgpt import SEED
 from spamgpt.batching import Batch, Messages, data_loader, distinct
 from spamgpt.checkpoints import Checkpoint, identity
 from spamgpt.classifier import Classifier
@@ -29,7 +30,7 @@ def fit(
     train: Messages,
     validation: Messages,
     recipe: Recipe,
-    seed: int = 123,
+    seed: int = SEED,
     progress: bool = True,
     max_cache_bytes: int = 2 * 2**30,
     bf16: bool | None = None,
@@ -44,7 +45,8 @@ def fit(
 
     The seed fixes the order of the messages and the dropout. Where the embeddings are frozen,
     what the frozen part makes of a message never changes, so it is computed once and kept,
-    unless that takes more than `max_cache_bytes`; the result is the same. That part runs in
+    unless that takes more than `max_cache_bytes`; the result is the same. Who has what
+    `trunk_states` made of the messages may give it in place of their ids. That part runs in
     bf16 where the hardware is faster with it (`bf16` decides otherwise), the trained part
     always in fp32.
 
@@ -88,7 +90,8 @@ def _fit(
     optimizer = torch.optim.AdamW(
         _parameter_groups(classifier, recipe), weight_decay=recipe.weight_decay, fused=True
     )
-    if classifier.frozen_blocks and not classifier.trains_embeddings:
+    ready = isinstance(train.ids[0], Tensor)  # what the frozen part made of the messages
+    if classifier.frozen_blocks and not classifier.trains_embeddings and not ready:
         train, validation = _run_frozen_part(
             classifier, (train, validation), max_cache_bytes, bf16, progress
         )
