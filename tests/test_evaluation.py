@@ -12,9 +12,11 @@ from spamgpt.batching import Messages
 from spamgpt.evaluation import (
     load_results,
     loss_and_accuracy,
+    paired_difference,
     predict,
     report,
     save_results,
+    token_effects,
     wilson_interval,
 )
 
@@ -80,6 +82,17 @@ def test_more_confidence_needs_a_wider_interval():
     assert low99 < low95 < 287 / 300 < high95 < high99
 
 
+def test_a_paired_difference_forgets_what_is_hard_for_both():
+    """Two that fail on the same 20 of 100, but for two messages: known to a few points."""
+    right = np.repeat([1, 0], [80, 20])
+    other = np.repeat([1, 0], [78, 22])
+    mean, low, high = paired_difference(right, other)
+    assert mean == pytest.approx(0.02)
+    assert -0.01 < low < 0 < high < 0.05
+    assert paired_difference(other, right) == pytest.approx((-mean, -high, -low))
+    assert paired_difference(right, right) == (0, 0, 0)
+
+
 # --- on a model -----------------------------------------------------------------------
 
 
@@ -108,6 +121,22 @@ def test_predict_gives_true_classes_and_the_probability_of_spam(trained_classifi
     assert targets.tolist() == messages.targets
     expected = one_by_one(trained_classifier, messages).softmax(dim=1)[:, 1]
     assert spam == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_token_effects_are_what_the_probability_loses_without_a_token(trained_classifier):
+    text = "win a free prize"
+    tokens, effects = token_effects(trained_classifier, text)
+    assert "".join(tokens) == text and len(effects) == len(tokens)
+    ids = trained_classifier.tokenizer.encode_ordinary(text)
+    p_spam = trained_classifier.probabilities([ids, ids[:1] + ids[2:]])[:, 1]
+    assert effects[1] == pytest.approx((p_spam[0] - p_spam[1]).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "a", "word " * 200])
+def test_token_effects_of_very_short_and_very_long_texts(text, trained_classifier):
+    tokens, effects = token_effects(trained_classifier, text)
+    assert 1 <= len(tokens) == len(effects) <= 64
+    assert np.isfinite(effects).all()
 
 
 # --- results of a run -----------------------------------------------------------------

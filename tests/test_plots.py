@@ -29,6 +29,34 @@ HISTORY = pd.DataFrame(
         "validation_accuracy": [0.5, 0.65, 0.8, 0.9],
     }
 )
+COMPARED = pd.DataFrame(
+    {
+        "accuracy": [0.957, 0.750, 0.960],
+        "low": [0.927, 0.698, 0.931],
+        "high": [0.975, 0.796, 0.977],
+        "difference": [np.nan, -0.207, 0.003],
+        "differs": [np.nan, "worse", ""],
+    },
+    index=["last real token", "first token", "position -1"],
+)
+CURVE = pd.DataFrame(
+    {
+        "messages": [1045, 105, 10],
+        "accuracy": [0.97, 0.93, 0.8],
+        "low": [0.95, 0.9, 0.7],
+        "high": [0.98, 0.95, 0.9],
+    }
+)
+CALIBRATION = pd.DataFrame(
+    {
+        "said": [0.02, 0.5, 0.98],
+        "share": [0.01, 0.6, 0.97],
+        "low": [0, 0.2, 0.93],
+        "high": [0.04, 0.9, 0.99],
+        "n": [1140, 5, 150],
+    }
+)
+SHARES = (np.array([0, 0.1, 1]), np.array([0, 0.9, 1]))
 SPLITS = {"train": MESSAGES, "validation": MESSAGES[20:35], "test": MESSAGES[25:]}
 
 # Function, its arguments before the title, and texts that the figure has to show.
@@ -44,6 +72,20 @@ FIGURES = [
     ("history", [HISTORY, "loss"], ["train", "validation", "messages seen"]),
     ("history", [HISTORY, "accuracy"], ["train", "validation", "messages seen"]),
     ("accuracies", [[("GPT-2", 0.957, 0.927, 0.975), ("ham", 0.5, 0.45, 0.55)]], ["95.7%"]),
+    (
+        "comparison",
+        [COMPARED],
+        ["first token", "75.0%", "−20.7 points", "+0.3 points, not told apart", "held against"],
+    ),
+    ("learning_curves", [{"GPT": CURVE, "TF-IDF": CURVE}], ["GPT", "TF-IDF", "1,045", "105"]),
+    ("curve", [{"GPT": SHARES, "words": SHARES}, (0.1, 0.9), "x", "y"], ["GPT", "threshold 0.5"]),
+    (
+        "threshold_cost",
+        [np.array([0.0, 0.5, 1.0]), {"all": np.array([9.0, 4.0, 7.0])}, 0.93],
+        ["chosen: 0.93", "all"],
+    ),
+    ("calibration", [CALIBRATION], ["n = 1,140", "n = 5", "as it should be"]),
+    ("token_effects", [[" free", " mum"], [0.31, -0.055]], ["' free'", "+31.0%", "−5.5%"]),
     ("confusion", [np.array([[148, 2], [11, 1139]]), ["ham", "spam"]], ["148", "1,139", "spam"]),
 ]
 

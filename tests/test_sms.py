@@ -217,6 +217,30 @@ def test_a_group_split_of_messages_without_copies_has_the_sizes_of_a_random_one(
         assert {k: len(v) for k, v in groups.items()} == {k: len(v) for k, v in random.items()}
 
 
+def test_the_test_set_at_the_true_share_adds_unused_ham_only(sample):
+    splits = sms.random_split(sms.balance(sample))
+    found = sms.at_true_share(sample, splits)
+    test, more = found[: len(splits["test"])], found[len(splits["test"]) :]
+    assert test["text"].tolist() == splits["test"]["text"].tolist()
+    assert set(more["label"]) == {"ham"} and set(more["target"]) == {0}
+    for part in splits.values():
+        assert not sms.stands_in(more["text"], part["text"], normalised=True).any()
+    share = (sample["label"] == "spam").mean()
+    assert found["target"].mean() == pytest.approx(share, abs=1 / len(found))
+
+
+def test_at_the_true_share_of_the_collection_13_4_percent_are_spam(collection, lecture_splits):
+    found = sms.at_true_share(collection, lecture_splits)
+    assert found["target"].mean() == pytest.approx(0.134, abs=0.0005)
+    assert found["target"].sum() == lecture_splits["test"]["target"].sum()
+
+
+def test_too_little_unused_ham_is_refused_with_the_numbers():
+    messages = table(30, 20)
+    with pytest.raises(ValueError, match=r"more ham .* there are 0"):
+        sms.at_true_share(messages, sms.random_split(messages))
+
+
 # --- reading --------------------------------------------------------------------------
 
 

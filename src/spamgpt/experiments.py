@@ -14,7 +14,6 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -26,15 +25,15 @@ from tqdm.auto import tqdm
 from spamgpt import SEED, sms
 from spamgpt.batching import Batch, Messages, data_loader, pad
 from spamgpt.classifier import Classifier, build_classifier
-from spamgpt.evaluation import wilson_interval
+from spamgpt.evaluation import paired_difference, wilson_interval
 from spamgpt.gpt2 import GPT2
 from spamgpt.hardware import best_device
 from spamgpt.pretrained import Base, Recipe
 from spamgpt.training import fit
 from spamgpt.workspace import PROJECT, atomic, show_path
 
-FULL = PROJECT / "data" / "bundled" / "experiments.csv"  # the full grid, Pocket GPT, collection
-RECIPE_RUNS = PROJECT / "data" / "bundled" / "recipe_runs.csv"  # its own recipe, both data sets
+# Pocket GPT on the collection: the full grid; on the sample: its own recipe (see data/README.md).
+FULL = PROJECT / "data" / "bundled" / "experiments.csv"
 MAX_EPOCHS = 100
 MAX_STATES = 2 * 2**30  # bytes of kept states
 
@@ -62,12 +61,12 @@ class Setting:
 DEFAULT = Setting()
 # Blocks that are trained besides ln_f and the head, and what the learning rate is multiplied by.
 TRAINED = {
+    "last block": (1, 1),
     "head only": (0, 1),
     "head only, 10x rate": (0, 10),
-    "last block": (1, 1),
     "last two blocks": (2, 1),
     "all": (None, 1),
-    "recipe": (None, 1),  # the base model's own recipe, as notebook 05 follows it
+    "recipe": None,  # the base model's own, as notebook 05 follows it
 }
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
 SPLITTERS = {"random": sms.random_split, "groups": sms.group_split}
@@ -98,10 +97,7 @@ GROUPS = {
         for read in ("last", "position -1")
         for padding in ("batch", "longest", "context")
     },
-    "trained part": {
-        name: Setting(trained=name)
-        for name in ("last block", "head only", "head only, 10x rate", "last two blocks", "all")
-    },
+    "trained part": {name: Setting(trained=name) for name in TRAINED},
     "weights, last block trained": {
         name: Setting(weights=name) for name in ("pretrained", "random")
     },
@@ -372,8 +368,8 @@ def difference(runs: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, floa
     mean = runs["accuracy"].mean() - reference["accuracy"].mean()
     half = np.hypot(_of_seeds(runs), _of_seeds(reference))
     if set(runs["split"]) | set(reference["split"]) == {"lecture"}:
-        gains = _right(runs).mean(axis=0) - _right(reference).mean(axis=0)  # (test messages,)
-        half = np.hypot(half, norm.ppf(0.975) * gains.std(ddof=1) / np.sqrt(len(gains)))
+        middle, low, _ = paired_difference(*(_right(r).mean(axis=0) for r in (runs, reference)))
+        half = np.hypot(half, middle - low)
     return mean, mean - half, mean + half
 
 
@@ -412,6 +408,17 @@ def compare(runs: pd.DataFrame, group: str) -> pd.DataFrame:
         rows[name] = row | {"seconds": these["seconds"].mean()}
     columns = ["runs", "messages", "accuracy", "low", "high", "difference", "from", "to", "differs"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=[*columns, "seconds"])
+
+
+def sentences(table: pd.DataFrame) -> str:
+    """What a table of `compare` allows to say, a line for each row but the first."""
+    lines, reference = [], table.index[0]
+    for name, row in table.iloc[1:].iterrows():
+        gain, low, high = (100 * row[column] for column in ("difference", "from", "to"))
+        interval = f"difference {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+        verdict = f"{row['differs']} than" if row["differs"] else "not told apart from"
+        lines.append(f"{name}: {verdict} {reference} ({interval})")
+    return "\n".join(lines)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:

@@ -223,16 +223,7 @@ def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> A
     """(name, accuracy, low, high): a point and a 95 % interval a row."""
     ax = _axes(title, "accuracy, with 95 % interval", "")
     for y, (_, value, low, high) in enumerate(rows):
-        ax.errorbar(
-            value,
-            y,
-            xerr=[[value - low], [high - value]],
-            fmt="o",
-            color=BLUE,
-            capsize=6,
-            markersize=9,
-        )
-        ax.text(value, y - 0.18, f"{value:.1%}", ha="center", va="bottom")
+        _interval(ax, y, value, low, high, BLUE)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.7)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -251,4 +242,151 @@ def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axe
     ax.set_yticks(range(len(label_names)), label_names)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    return ax
+
+
+@_style
+def comparison(table: pd.DataFrame, title: str) -> Axes:
+    """What `experiments.compare` found: accuracy with interval, beside it the difference.
+
+    The first row, in blue, is what the others are held against: green is better, red worse,
+    and grey what the runs cannot tell from it.
+    """
+    ax = _axes(title, "test accuracy, with 95 % interval", "")
+    ax.figure.set_figheight(1.9 + 0.62 * len(table))
+    right = table["high"].max()
+    span = max(right - table["low"].min(), 0.02)
+    verdicts = {"better": GREEN, "worse": RED, "": GREY}
+    for y, (_, row) in enumerate(table.iterrows()):
+        color = BLUE if y == 0 else verdicts[row["differs"]]
+        _interval(ax, y, row["accuracy"], row["low"], row["high"], color)
+        note = "held against this"
+        if y:
+            gain = 100 * row["difference"]
+            note = f"{gain:+.1f} points" + ("" if row["differs"] else ", not told apart")
+        ax.text(right + 0.05 * span, y, note.replace("-", "−"), color=color, va="center")
+    ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.set_ylim(len(table) - 0.5, -0.7)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return ax
+
+
+def _interval(ax: Axes, y: float, value: float, low: float, high: float, color: str) -> None:
+    """A point with its interval, and its value above it."""
+    error = [[value - low], [high - value]]
+    ax.errorbar(value, y, xerr=error, fmt="o", color=color, capsize=6, markersize=9)
+    ax.text(value, y - 0.18, f"{value:.1%}", ha="center", va="bottom")
+
+
+@_style
+def learning_curves(curves: dict[str, pd.DataFrame], title: str) -> Axes:
+    """Accuracy with 95 % interval against training messages, a line for each method.
+
+    Each table has the columns messages, accuracy, low and high.
+    """
+    ax = _axes(title, "training messages", "test accuracy")
+    ax.figure.set_figheight(6)
+    looks = zip((BLUE, ORANGE, GREEN, RED), "osD^", ("-", "--", "-.", ":"), strict=True)
+    for (name, table), (color, marker, line) in zip(curves.items(), looks, strict=False):
+        table = table.sort_values("messages")
+        x = table["messages"].astype(float)
+        ax.plot(x, table["accuracy"], line, color=color, marker=marker, label=name)
+        ax.fill_between(x, table["low"], table["high"], color=color, alpha=0.13, linewidth=0)
+    ax.set_xscale("log")
+    counts = sorted({round(n) for table in curves.values() for n in table["messages"]})
+    ax.set_xticks(counts, [f"{n:,}" for n in counts])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+@_style
+def curve(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]],
+    point: tuple[float, float],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> Axes:
+    """Shares against each other as a threshold moves, a line (x, y) for each method.
+
+    `point` is where the first of them stands at the threshold 0.5.
+    """
+    ax = _axes(title, xlabel, ylabel)
+    ax.figure.set_figheight(5.6)
+    looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True)
+    for (name, (x, y)), (color, line) in zip(curves.items(), looks, strict=False):
+        ax.plot(x, y, line, color=color, label=name, drawstyle="steps-post")
+    ax.plot(*point, "o", color=BLUE, markersize=12, markerfacecolor="white", markeredgewidth=3)
+    away = -1 if point[0] > 0.5 else 1
+    ax.annotate(
+        "threshold 0.5",
+        point,
+        (24 * away, -30),
+        textcoords="offset points",
+        color=BLUE,
+        ha="right" if away < 0 else "left",
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+    ax.legend(frameon=False, loc="lower center")
+    return ax
+
+
+@_style
+def threshold_cost(
+    thresholds: np.ndarray, costs: dict[str, np.ndarray], chosen: float, title: str
+) -> Axes:
+    """Cost against threshold, a line for each kind of cost; the chosen threshold is marked."""
+    ax = _axes(title, "threshold: called spam above this probability", "cost of 1,000 messages")
+    looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True)
+    for (name, cost), (color, line) in zip(costs.items(), looks, strict=False):
+        ax.plot(thresholds, cost, line, color=color, label=name, drawstyle="steps-mid")
+    ax.axvline(chosen, color=RED, linestyle="--", linewidth=1.5)
+    top = max(cost.max() for cost in costs.values())
+    side = "right" if chosen > 0.5 else "left"
+    ax.text(chosen, top * 1.05, f" chosen: {chosen:.2f} ", color=RED, ha=side, va="bottom")
+    ax.set(xlim=(0, 1), ylim=(0, top * 1.2))
+    ax.legend(frameon=False, loc="upper center")
+    return ax
+
+
+@_style
+def calibration(table: pd.DataFrame, title: str) -> Axes:
+    """How much spam there was where the model said how probable it is, with 95 % intervals.
+
+    Columns: said (mean probability), share (of spam), low, high and n (messages).
+    """
+    ax = _axes(title, "probability of spam that the model gave", "share that was spam")
+    ax.figure.set_figheight(5.6)
+    ax.plot([0, 1], [0, 1], ":", color=GREY)
+    ax.text(0.5, 0.5, " as it should be", color=GREY, va="top")
+    error = [table["share"] - table["low"], table["high"] - table["share"]]
+    ax.errorbar(table["said"], table["share"], yerr=error, fmt="o", color=BLUE, capsize=6)
+    for row in table.itertuples():
+        side = "right" if row.said > 0.5 else "left"
+        ax.text(row.said, row.share, f"  n = {row.n:,}  ", ha=side, va="center")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+    return ax
+
+
+@_style
+def token_effects(tokens: Sequence[str], effects: Sequence[float], title: str) -> Axes:
+    """How far the probability of spam falls (or rises, below 0) if one token is left out."""
+    ax = _axes(title, "what the token adds to the probability of spam", "")
+    ax.figure.set_figheight(1.6 + 0.45 * len(tokens))
+    colors = [ORANGE if effect > 0 else BLUE for effect in effects]
+    bars = ax.barh(range(len(tokens)), effects, color=colors)
+    ax.bar_label(bars, [f" {effect:+.1%} ".replace("-", "−") for effect in effects])
+    ax.set_yticks(range(len(tokens)), [repr(token) for token in tokens])
+    ax.axvline(0, color="black", linewidth=1)
+    reach = max(map(abs, effects)) * 1.3 or 1
+    ax.set_xlim(-reach if min(effects) < 0 else -0.1 * reach, reach if max(effects) > 0 else 0)
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.invert_yaxis()
     return ax

@@ -171,6 +171,29 @@ def group_split(
     return {name: table[home[group] == i].reset_index(drop=True) for i, name in enumerate(SPLITS)}
 
 
+def at_true_share(
+    table: pd.DataFrame, splits: dict[str, pd.DataFrame], seed: int = SEED
+) -> pd.DataFrame:
+    """The test messages, and as much unused ham as makes spam as rare as it is in `table`.
+
+    Unused is ham that, normalised, stands in none of the three sets. Raises ValueError if
+    there is too little of it.
+    """
+    known = pd.concat([part["text"] for part in splits.values()])
+    ham = table[table["label"] == "ham"]
+    unused = ham[~stands_in(ham["text"], known, normalised=True)]
+    test, share = splits["test"], (table["label"] == "spam").mean()
+    spam = (test["label"] == "spam").sum()
+    needed = round(spam / share) - len(test)
+    if not 0 <= needed <= len(unused):
+        raise ValueError(
+            f"{needed:,} more ham messages would make {spam:,} spam {share:.1%} of the test set; "
+            f"there are {len(unused):,}"
+        )
+    more = unused.sample(needed, random_state=seed).assign(target=LABELS["ham"])
+    return pd.concat([test, more], ignore_index=True)
+
+
 def split_folder() -> Path:
     """Where the three CSV files of the workspace lie."""
     return workspace() / "sms"
