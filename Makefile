@@ -47,5 +47,6 @@ bench: $(READY)  ## time training and inference against two other ways (about ha
 	@$(BIN)/python scripts/benchmark.py
 
 clean:  ## remove what was made or trained (downloads in data/cache stay)
-	@rm -rf data/sms data/training data/classifier data/results.json data/choices.json data/runs
+	@rm -rf data/sms data/training data/classifier data/runs
+	@rm -f data/results.json data/experiments.csv data/choices.json
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -334,6 +334,12 @@ def run_grid(
     return pd.DataFrame([of_key[key] for key in keys])
 
 
+def recipe_runs(base_name: str, data_name: str) -> pd.DataFrame:
+    """The repository's own runs of a base model's recipe, each with another seed."""
+    runs = runs_of(load_runs(FULL), Setting(trained="recipe"))
+    return runs[(runs["base"] == base_name) & (runs["data"] == data_name)]
+
+
 # --- what the runs say ------------------------------------------------------------------
 
 

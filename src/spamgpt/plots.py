@@ -222,6 +222,7 @@ def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
 def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> Axes:
     """(name, accuracy, low, high): a point and a 95 % interval a row."""
     ax = _axes(title, "accuracy, with 95 % interval", "")
+    ax.figure.set_figheight(max(4.6, 1.4 + 0.65 * len(rows)))
     for y, (_, value, low, high) in enumerate(rows):
         _interval(ax, y, value, low, high, BLUE)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])

@@ -88,7 +88,7 @@ def run_notebooks(wanted: list[str]) -> int:
     report = write_report(executed, folder / "report.html")
     print(f"\nReport: {show_path(report)}\n")
     # Results of an earlier run are not this one's.
-    if paths[-1].stem == EVALUATION and (results := load_results()) is not None:
+    if any(path.stem == EVALUATION for path in paths) and (results := load_results()) is not None:
         print(result_table(results, time.perf_counter() - began))
     return 0
 
