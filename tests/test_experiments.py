@@ -240,6 +240,21 @@ def test_redrawn_test_sets_are_judged_by_their_spread_alone():
     assert (mean, low, high) == pytest.approx((0.98, 0.98 - half, 0.98 + half))
 
 
+def test_single_runs_on_other_test_messages_are_not_told_apart_by_a_message():
+    one, other = table([1], split="groups"), table([1, 2], split="random")
+    assert accuracy(one) == (0.99, *wilson_interval(99, 100))
+    mean, low, high = difference(one, other)
+    assert mean == pytest.approx(0.01)
+    assert low < 0 < high < 0.08
+    one_low, other_high = wilson_interval(99, 100)[0], wilson_interval(98, 100)[1]
+    assert low == pytest.approx(0.01 - np.hypot(0.99 - one_low, other_high - 0.98))
+
+
+def test_an_interval_stays_between_0_and_1():
+    _, low, high = accuracy(table([], range(90)))  # two seeds that differ wildly
+    assert (low, high) == (0, 1)
+
+
 def test_a_difference_is_taken_message_by_message():
     reference = table(range(10))
     mean, low, high = difference(table(range(5)), reference)  # half of the same mistakes

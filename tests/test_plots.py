@@ -81,7 +81,7 @@ FIGURES = [
     ("curve", [{"GPT": SHARES, "words": SHARES}, (0.1, 0.9), "x", "y"], ["GPT", "threshold 0.5"]),
     (
         "threshold_cost",
-        [np.array([0.0, 0.5, 1.0]), {"all": np.array([9.0, 4.0, 7.0])}, 0.93],
+        [np.array([0.01, 0.5, 0.99]), {"all": np.array([9.0, 4.0, 7.0])}, 0.93],
         ["chosen: 0.93", "all"],
     ),
     ("calibration", [CALIBRATION], ["n = 1,140", "n = 5", "as it should be"]),

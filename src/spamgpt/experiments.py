@@ -242,6 +242,7 @@ class Lab:
         base = replace(self.base, model=model.to(best_device()))
         classifier = build_classifier(base, sms.LABEL_NAMES, read).to(best_device())
         recipe = recipe_for(self.base.recipe, setting.trained, setting.share)
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, len(splits["train"])))
         everything = self._everything(classifier, recipe, setting)
         parts = {name: _rows(everything, part["row"]) for name, part in splits.items()}
         # Nobody looks at the curves, so a few messages stand in for the validation set.
@@ -352,31 +353,37 @@ def accuracy(runs: pd.DataFrame) -> tuple[float, float, float]:
     """Mean accuracy of one setting's runs, with a 95 % interval: (mean, low, high).
 
     Two things were left to chance: the test messages (Wilson's interval) and the seeds
-    (Student's). Their half-widths are added as squares. Where each seed draws a test set of its
-    own, the spread over the seeds holds both.
+    (Student's). Their half-widths are added as squares. Where each of several seeds draws a
+    test set of its own, the spread over the seeds holds both.
     """
-    mean, n = runs["accuracy"].mean(), int(runs["tested"].iloc[0])
-    seeds = _of_seeds(runs)
-    if runs["split"].iloc[0] != "lecture":
-        return mean, mean - seeds, mean + seeds
-    correct = round(mean * n)
-    low, high = wilson_interval(correct, n)
-    below, above = correct / n - low, high - correct / n
-    return mean, mean - np.hypot(below, seeds), mean + np.hypot(above, seeds)
+    mean, n, seeds = runs["accuracy"].mean(), int(runs["tested"].iloc[0]), _of_seeds(runs)
+    below = above = 0.0
+    if len(runs) == 1 or set(runs["split"]) == {"lecture"}:
+        correct = round(mean * n)
+        low, high = wilson_interval(correct, n)
+        below, above = correct / n - low, high - correct / n
+    return mean, max(0.0, mean - np.hypot(below, seeds)), min(1.0, mean + np.hypot(above, seeds))
 
 
 def difference(runs: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, float, float]:
     """Mean accuracy less that of the reference, with a 95 % interval: (mean, low, high).
 
     On the same test messages, they are compared message by message: what is hard for both
-    does not blur the difference.
+    does not blur the difference. Otherwise the half-widths of the two intervals are added as
+    squares (Newcombe 1998, method 10).
     """
-    mean = runs["accuracy"].mean() - reference["accuracy"].mean()
-    half = np.hypot(_of_seeds(runs), _of_seeds(reference))
     if set(runs["split"]) | set(reference["split"]) == {"lecture"}:
-        middle, low, _ = paired_difference(*(_right(r).mean(axis=0) for r in (runs, reference)))
-        half = np.hypot(half, middle - low)
-    return mean, mean - half, mean + half
+        right, other = (_right(r).mean(axis=0) for r in (runs, reference))  # (test messages,)
+        mean, low, _ = paired_difference(right, other)
+        half = np.linalg.norm([mean - low, _of_seeds(runs), _of_seeds(reference)])
+        return mean, mean - half, mean + half
+    (mine, mine_low, mine_high), (other, other_low, other_high) = map(accuracy, (runs, reference))
+    mean = mine - other
+    return (
+        mean,
+        mean - np.hypot(mine - mine_low, other_high - other),
+        mean + np.hypot(mine_high - mine, other - other_low),
+    )
 
 
 def _of_seeds(runs: pd.DataFrame) -> float:

@@ -347,11 +347,17 @@ def threshold_cost(
     for (name, cost), (color, line) in zip(costs.items(), looks, strict=False):
         ax.plot(thresholds, cost, line, color=color, label=name, drawstyle="steps-mid")
     ax.axvline(chosen, color=RED, linestyle="--", linewidth=1.5)
+    ax.set_xscale("logit")  # both ends matter, and neither is ever reached
+    ax.set_yscale("symlog", linthresh=10)
+    ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(THOUSANDS)
     top = max(cost.max() for cost in costs.values())
+    ax.set(xlim=(thresholds.min(), thresholds.max()), ylim=(0, top * 6))
     side = "right" if chosen > 0.5 else "left"
-    ax.text(chosen, top * 1.05, f" chosen: {chosen:.2f} ", color=RED, ha=side, va="bottom")
-    ax.set(xlim=(0, 1), ylim=(0, top * 1.2))
-    ax.legend(frameon=False, loc="upper center")
+    ax.text(chosen, top * 2, f" chosen: {chosen:.3g} ", color=RED, ha=side)
+    ax.legend(frameon=False, loc="lower left")
     return ax
 
 
@@ -364,7 +370,7 @@ def calibration(table: pd.DataFrame, title: str) -> Axes:
     ax = _axes(title, "probability of spam that the model gave", "share that was spam")
     ax.figure.set_figheight(5.6)
     ax.plot([0, 1], [0, 1], ":", color=GREY)
-    ax.text(0.5, 0.5, " as it should be", color=GREY, va="top")
+    ax.text(0.48, 0.5, "as it should be", color=GREY, ha="right", va="bottom")
     error = [table["share"] - table["low"], table["high"] - table["share"]]
     ax.errorbar(table["said"], table["share"], yerr=error, fmt="o", color=BLUE, capsize=6)
     for row in table.itertuples():
