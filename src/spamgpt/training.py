@@ -188,8 +188,8 @@ def _run_frozen_part(
     n_bytes = n_tokens * classifier.transformer.config.n_embd * 4  # fp32
     if n_bytes > max_bytes:
         print(
-            f"The frozen part's results would take {n_bytes / 1e9:.1f} GB, more than the "
-            f"{max_bytes / 1e9:.1f} GB allowed: they are computed anew at each step, more slowly."
+            f"The frozen part's results would take {n_bytes / 1e6:,.0f} MB, more than the "
+            f"{max_bytes / 1e6:,.0f} MB allowed: they are computed anew at each step, more slowly."
         )
         return list(parts)
     classifier.eval()
