@@ -9,37 +9,23 @@ Settings, both optional environment variables:
     SPAMGPT_OFFLINE  1 = never ask the internet (the mirror is still asked)
 """
 
-import errno
 import hashlib
 import math
 import os
 import shutil
-import socket
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pooch
-import requests
 from filelock import FileLock, Timeout
-from requests.adapters import HTTPAdapter
 from safetensors import SafetensorError, safe_open
-from tqdm.auto import tqdm
-from urllib3.util import Retry
 
+from spamgpt.download import LOGIN_PAGE, check_room, disk_full, download, reason_of
 from spamgpt.workspace import atomic, chosen, show_path, workspace
-
-CONNECT_SECONDS, READ_SECONDS = 5, 60
-RETRIES, PAUSE_SECONDS = 3, 1.0  # the pause doubles from one try to the next
-LOGIN_PAGE = "; does this network ask you to log in? Open a browser, then try again"
-BUSY = (429, 500, 502, 503, 504)  # answers that a server may think better of
-DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", None)} - {None}  # no quota on Windows
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class AssetError(RuntimeError):
@@ -222,8 +208,8 @@ def fetch(name: str) -> Path:
                 with _temporary(asset, target, place) as temporary:
                     _get(place, asset, temporary)
             except (OSError, AssetError) as error:  # requests' errors are OSErrors
-                tried.append((place, short, _reason(error)))
-                if _disk_full(error):  # no other place can help
+                tried.append((place, short, reason_of(error)))
+                if disk_full(error):  # no other place can help
                     advice = "free space there, or set SPAMGPT_WORKSPACE to a folder elsewhere."
                     break
                 continue
@@ -326,9 +312,10 @@ def _places(asset: Asset) -> list[str]:
 def _get(place: str, asset: Asset, target: Path) -> None:
     """Bring the file at `place` (a path or URL, perhaps a zip) to `target`."""
     if "://" in place:
-        _download(place, asset, target)
+        size = asset.size if asset.hub else None  # of others an archive may come
+        download(place, target, size, _most(asset), resume=asset.hub is not None)
     else:
-        _check_room(Path(place).stat().st_size, target)
+        check_room(Path(place).stat().st_size, target)
         shutil.copyfile(place, target)
     if asset.member and zipfile.is_zipfile(target):
         target.write_bytes(_unzip(target, asset))
@@ -352,122 +339,6 @@ def _most(asset: Asset) -> float:
     return math.inf if asset.size is None else 2 * asset.size + 2**20
 
 
-def _download(url: str, asset: Asset, target: Path) -> None:
-    """Write what `url` has to `target`, going on where that ends.
-
-    huggingface_hub goes on with an interrupted file within one run only, and moves it into
-    place unverified; pooch starts anew, and does not ask a busy server again. Hence
-    requests: urllib3 asks a busy server again, the loop takes a broken connection up again
-    as long as that brings more bytes.
-    """
-    retry = Retry(
-        total=None,
-        connect=0,
-        read=0,
-        other=0,  # TLS
-        status=RETRIES,
-        status_forcelist=BUSY,
-        backoff_factor=PAUSE_SECONDS / 2,
-        raise_on_status=False,
-        respect_retry_after_header=False,  # it may say an hour
-    )
-    before, failures = _size(target), 0
-    if asset.hub and asset.size == before:
-        return  # complete, but never verified
-    with requests.Session() as session:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
-        while True:
-            have = _size(target)
-            try:
-                return _stream(session, url, asset, target)
-            except BROKEN as error:
-                got = _size(target)
-                if got == before:  # nothing came at all
-                    raise
-                failures = 1 if got > have else failures + 1
-                if failures > RETRIES:
-                    of = f" of {asset.size:,}" if asset.hub and asset.size else ""
-                    kept = "; the next try goes on there" if asset.hub else ""
-                    raise AssetError(
-                        f"the connection broke off after {got:,}{of} bytes{kept}"
-                    ) from error
-                time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
-
-
-def _stream(session: requests.Session, url: str, asset: Asset, target: Path) -> None:
-    """Append to `target` what is missing there; begin anew if the server cannot do that."""
-    have = _size(target)
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    timeout = (connect_seconds(url), READ_SECONDS)
-    with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
-        span = response.headers.get("Content-Range", "")  # bytes 100-199/200, or */200
-        length = response.headers.get("Content-Length", "")
-        if have and response.status_code == 416:
-            if span == f"bytes */{have}":
-                return  # it was complete already
-            if asset.size is None or have > asset.size:
-                target.unlink()  # longer than the file: no part of it
-                return _stream(session, url, asset, target)
-        response.raise_for_status()
-        resumes = have > 0 and span.startswith(f"bytes {have}-")
-        total = int(length) + (have if resumes else 0) if length.isdecimal() else None
-        if asset.hub:  # before a byte of what is there already is overwritten
-            if "text/html" in response.headers.get("Content-Type", ""):
-                raise AssetError("a web page came in place of the file" + LOGIN_PAGE)
-            if asset.size and total and total != asset.size:
-                raise AssetError(
-                    f"a file of {total:,} bytes is offered, the published one has {asset.size:,}"
-                )
-        if total is not None and total > _most(asset):
-            raise AssetError(f"a file of {total:,} bytes is offered, the published one is smaller")
-        _check_room((total or 0) - (have if resumes else 0), target)
-        with (
-            open(target, "ab" if resumes else "wb") as file,
-            tqdm(
-                desc=Path(asset.filename).name,
-                total=total,
-                initial=file.tell(),
-                unit="B",
-                unit_scale=True,
-                disable=asset.hub is None,
-            ) as bar,
-        ):
-            for chunk in response.iter_content(2**16):
-                file.write(chunk)
-                bar.update(len(chunk))
-                if file.tell() > _most(asset):
-                    raise AssetError(f"after {file.tell():,} bytes, there is still more to come")
-
-
-def connect_seconds(url: str) -> float:
-    """How long each address of a host may take, so that all take CONNECT_SECONDS together."""
-    if requests.utils.get_environ_proxies(url):
-        return CONNECT_SECONDS  # the proxy looks the host up
-    try:
-        found = socket.getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return CONNECT_SECONDS  # the connection will fail and say so
-    return CONNECT_SECONDS / len(found)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _check_room(n_bytes: int, target: Path) -> None:
-    """Raise OSError before the disk is filled to the brim."""
-    free = shutil.disk_usage(target.parent).free
-    if n_bytes > free:
-        raise OSError(
-            errno.ENOSPC, f"{n_bytes / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-        )
-
-
-def _disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_FULL
-
-
 def _hub_url(asset: Asset) -> str:
     """The address of a file on Hugging Face (or on the copy that HF_ENDPOINT names)."""
     from huggingface_hub import hf_hub_url
@@ -485,40 +356,3 @@ def _addresses(asset: Asset) -> list[str]:
     if offline():
         return []
     return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]
-
-
-def _reason(error: Exception) -> str:
-    """The cause of a failed download in a few words."""
-    chain = list(_chain(error))
-    names = {type(e).__name__ for e in chain}
-    if isinstance(error, AssetError):
-        return str(error)
-    if _disk_full(error):
-        return f"the disk is full ({error.strerror})"
-    if isinstance(error, requests.HTTPError):
-        return f"the server answers {error.response.status_code} ({error.response.reason})"
-    if names & {"ProxyError"}:
-        return "the proxy does not answer (see HTTP_PROXY, HTTPS_PROXY)"
-    if names & {"NameResolutionError", "gaierror"}:
-        return "the host was not found (no internet?)"
-    if names & {"ConnectTimeout", "ConnectTimeoutError"}:
-        return f"no answer within {CONNECT_SECONDS:g} seconds"
-    if names & {"ReadTimeout", "ReadTimeoutError"}:
-        return f"the server said nothing for {READ_SECONDS:g} seconds"
-    if names & {"SSLError", "SSLCertVerificationError"}:
-        return "the connection is not secure" + LOGIN_PAGE
-    if names & {"ConnectionRefusedError", "NewConnectionError"}:
-        cause = next((e.strerror for e in chain if isinstance(e, OSError) and e.strerror), None)
-        return f"no connection ({cause or 'no internet?'})"
-    if names & {"ConnectionError", "ChunkedEncodingError"}:
-        return "the connection broke off"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes, outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -17,6 +17,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from packaging.requirements import Requirement
 
 from spamgpt import assets, sms
+from spamgpt.download import CONNECT_SECONDS, connect_seconds
 from spamgpt.hardware import best_device, bf16_pays
 from spamgpt.pretrained import BASE_NAMES
 from spamgpt.workspace import show_path, workspace
@@ -152,7 +153,7 @@ def _proxy() -> Check:
 
 def _answers(host: str | None, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=assets.CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except OSError:
         return False
     return True
@@ -230,7 +231,7 @@ def _source(name: str) -> str | None:
         return "in the mirror"
     for url in assets.addresses(name):
         try:
-            requests.head(url, timeout=assets.connect_seconds(url)).raise_for_status()
+            requests.head(url, timeout=connect_seconds(url)).raise_for_status()
             return "to be downloaded"
         except requests.RequestException:
             continue
