@@ -44,6 +44,22 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     assert ws.read_json(path) == {"old": 1}
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(workspace_folder):
+    """A file stands where the folder should be: root may write to a read-only folder."""
+    workspace_folder.write_bytes(b"")
+    with pytest.raises(OSError) as error:
+        ws.write_json(workspace_folder / "sms" / "source.json", {})
+    said = str(error.value)
+    assert said.startswith("source.json cannot be written to work/sms (")
+    assert "set SPAMGPT_WORKSPACE to a folder of your own" in said and "Errno" not in said
+
+
+def test_a_choice_that_cannot_be_written_down_stops_nobody(workspace_folder):
+    workspace_folder.write_bytes(b"")
+    ws.remember("base", "pocket", "no network")
+    assert ws.chosen("base") is None
+
+
 # --- paths ----------------------------------------------------------------------------
 
 
