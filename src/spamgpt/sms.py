@@ -7,6 +7,7 @@ Every table here has the columns `label` ("ham" or "spam") and `text`, splits ha
 """
 
 import csv
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ LABEL_NAMES = list(LABELS)
 SPLITS = ("train", "validation", "test")
 # "NA" and "0800" are messages, not a missing value and a number.
 AS_TEXT = {"keep_default_na": False, "dtype": {"label": str, "text": str}}
+FORM = "each line must be a label, a tab and the message"
 DATA_NAMES = {"collection": "SMS Spam Collection", "sample": "bundled sample"}
 
 
@@ -67,24 +69,58 @@ def load(path: Path) -> pd.DataFrame:
 
     An unbalanced quotation mark makes pandas join three messages to one;
     `quoting=csv.QUOTE_NONE` would give the file's 5,574. The lecture's count is kept so
-    that its other numbers can be found again. Raises ValueError for a file that does not
-    hold the two labels.
+    that its other numbers can be found again. Raises ValueError for a file that is not such
+    a table, or does not hold the two labels.
     """
-    table = pd.read_csv(path, sep="\t", header=None, names=["label", "text"], **AS_TEXT)
-    unknown = set(table["label"]) ^ set(LABELS)
-    if unknown:
-        raise ValueError(
-            f"{show_path(path)} must label its messages 'ham' or 'spam', and both must occur; "
-            f"the difference is {sorted(map(str, unknown))}"
-        )
+    name = show_path(path)
+    try:
+        table = pd.read_csv(path, sep="\t", header=None, names=["label", "text"], **AS_TEXT)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except pd.errors.ParserError as error:
+        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        reason = reason.replace("EOF inside string", "a quotation mark that is never closed,")
+        raise ValueError(f"{name} cannot be read ({reason}): {FORM}") from None
+    _check(table, name)
     return table
 
 
-def balance(table: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
-    """All spam, and as many ham messages drawn at random (`sample` with `seed`)."""
+def _check(table: pd.DataFrame, name: str) -> None:
+    """Raise ValueError unless these are messages of both labels, read from the file `name`."""
+    if table.empty:
+        raise ValueError(f"{name} holds no messages: {FORM}")
+    if not table.index.equals(pd.RangeIndex(len(table))):  # pandas took a column for the index
+        raise ValueError(f"{name} has more than two columns: {FORM}")
+    wrong = ~table["label"].isin(LABELS)
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        hint = "if it is a header line, delete it; " if row == 0 and wrong.sum() == 1 else ""
+        raise ValueError(
+            f"{name}: row {row + 1:,} has the label {table['label'][row]!r:.40}, which is neither "
+            f"'ham' nor 'spam' ({wrong.sum():,} of {len(table):,} rows are like that): {hint}{FORM}"
+        )
+    if not table["text"].any():
+        raise ValueError(f"{name} has labels, but no messages beside them: {FORM}")
+    if missing := set(LABELS) - set(table["label"]):
+        raise ValueError(
+            f"all {len(table):,} messages of {name} are labelled {table['label'][0]!r}: "
+            f"a classifier needs some of {missing.pop()!r} too"
+        )
+
+
+def balance(table: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+    """All spam, and as many ham messages drawn at random (`sample` with `seed`).
+
+    Raises ValueError if there is no spam, or less ham than spam.
+    """
     spam, ham = table[table["label"] == "spam"], table[table["label"] == "ham"]
-    if len(ham) < len(spam):
-        raise ValueError(f"{len(ham):,} ham messages are too few for {len(spam):,} spam")
+    if not 0 < len(spam) <= len(ham):
+        raise ValueError(
+            f"{len(ham):,} ham messages are too few for {len(spam):,} spam: balancing draws as "
+            "much ham as there is spam; add ham, or leave some spam out"
+            if len(spam)
+            else f"there is no spam among {len(table):,} messages: nothing to balance"
+        )
     return pd.concat([ham.sample(len(spam), random_state=seed), spam])
 
 
@@ -93,7 +129,8 @@ def random_split(
 ) -> dict[str, pd.DataFrame]:
     """Shuffle, then cut into train / validation / test (the rest); adds the column `target`.
 
-    Raises ValueError unless the two fractions are positive and leave something for test.
+    Raises ValueError unless the two fractions are positive and leave something for test,
+    and if there are too few messages to put one in each part.
     """
     first, second = _cuts(len(table), train, validation)
     table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
@@ -103,14 +140,20 @@ def random_split(
 
 
 def _cuts(n: int, train: float, validation: float) -> tuple[int, int]:
-    """Where `n` messages are cut: after train, and after validation."""
+    """Where `n` messages are cut: after train, and after validation. ValueError if they cannot."""
     if not (train > 0 and validation > 0 and train + validation < 1):
         raise ValueError(
             f"train = {train} and validation = {validation} must be positive and leave a "
             f"share for test; they add up to {train + validation:g}"
         )
     first = int(n * train)
-    return first, first + int(n * validation)
+    second = first + int(n * validation)
+    if not 0 < first < second < n:
+        raise ValueError(
+            f"{n:,} messages are too few: train, validation and test would get "
+            f"{first}, {second - first}, {n - second}"
+        )
+    return first, second
 
 
 # --- messages that stand more than once -------------------------------------------------
@@ -204,9 +247,11 @@ def save_splits(
 ) -> Path:
     """Write train.csv, validation.csv, test.csv and what they were made of; returns the folder."""
     folder = folder or split_folder()
-    for name in SPLITS:
-        with atomic(folder / f"{name}.csv") as temporary:
+    with ExitStack() as stack:  # the three are moved into place together, once all are written
+        for name in SPLITS:
+            temporary = stack.enter_context(atomic(folder / f"{name}.csv"))
             splits[name].to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+        (folder / "source.json").unlink(missing_ok=True)  # comes last: none, no set of three
     write_json(folder / "source.json", {"data": data_name})
     return folder
 
@@ -219,16 +264,40 @@ def split_source(folder: Path | None = None) -> str:
 def load_splits(folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """The three tables that notebook 01 saved.
 
-    Raises FileNotFoundError that says what to run if one of them is missing.
+    Raises FileNotFoundError that says what to run if one of them is missing, ValueError if
+    one is not a table of label, text and target.
     """
     folder = folder or split_folder()
-    missing = [name for name in SPLITS if not (folder / f"{name}.csv").exists()]
+    files = {name: folder / f"{name}.csv" for name in SPLITS}
+    missing = [path.name for path in (*files.values(), folder / "source.json") if not path.exists()]
     if missing:
         raise FileNotFoundError(
-            f"{missing[0]}.csv is not in {show_path(folder)} yet: "
+            f"{missing[0]} is not in {show_path(folder)} yet: "
             "run notebook 01_download_balance_split first (`make run` runs them all)"
         )
-    return {name: pd.read_csv(folder / f"{name}.csv", **AS_TEXT) for name in SPLITS}
+    return {name: _load_split(path) for name, path in files.items()}
+
+
+def _load_split(path: Path) -> pd.DataFrame:
+    """One saved table; ValueError if it is none."""
+    try:
+        table = pd.read_csv(path, **AS_TEXT)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        table = pd.DataFrame()
+    good = (
+        {"label", "text", "target"} <= set(table.columns)
+        and not table.empty
+        and pd.api.types.is_integer_dtype(table["target"])
+        and table["target"].min() >= 0
+    )
+    if not good:
+        columns = ", ".join(map(str, table.columns)) or "nothing"
+        raise ValueError(
+            f"{show_path(path)} must be a CSV file with the columns label, text and target (0, 1 "
+            f"…), and has {len(table):,} rows of {columns:.80}: "
+            "run notebook 01_download_balance_split again, or mend it"
+        )
+    return table
 
 
 def make_splits() -> dict[str, pd.DataFrame]:
