@@ -1,0 +1,270 @@
+"""Feed nonsense to `classify` and to the loader: each piece ends in a result or a clear error.
+
+    python scripts/fuzz.py [--texts 100000] [--files 10000] [--pocket 3000] [--seed 1]
+
+Texts go through a tiny classifier with random weights, so that many are judged in a few
+minutes, and some through Pocket GPT. Every input is made from the seed and its number
+alone: an AssertionError names both, and `--first NUMBER` starts there. Whatever takes more
+than a minute counts as a hang and ends the program with a traceback.
+"""
+
+import argparse
+import faulthandler
+import random
+import tempfile
+import time
+import unicodedata
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from spamgpt import sms
+from spamgpt.batching import encode
+from spamgpt.classifier import Classifier, build_classifier
+from spamgpt.gpt2 import GPT2, GPT2Config
+from spamgpt.pretrained import load_base, load_tokenizer
+from spamgpt.workspace import SAMPLE
+
+BATCH = 250  # texts that are classified in one call
+HANG_SECONDS = 60
+LINES = SAMPLE.read_bytes().splitlines()
+MESSAGES = [line.decode().partition("\t")[2] for line in LINES]
+BLOCKS = [  # first and last code point
+    (0x00, 0x20),  # control characters
+    (0x20, 0x7F),
+    (0xA0, 0x250),
+    (0x300, 0x370),  # combining marks
+    (0x590, 0x700),  # Hebrew, Arabic
+    (0x900, 0x980),
+    (0x2000, 0x2070),  # spaces, joiners, marks that turn the direction
+    (0x4E00, 0x4F00),
+    (0xD800, 0xE000),  # lone surrogates
+    (0xFE00, 0x10000),  # variation selectors, byte order mark, no characters
+    (0x1F300, 0x1F700),  # emoji
+    (0, 0x110000),
+]
+PIECES = ["<|endoftext|>", "\ufeff", "\r\n", "http://", "£1000", "👩‍👩‍👧", "'", '"', "\t", "  "]
+
+
+# --- texts ----------------------------------------------------------------------------
+
+
+def random_text(draw: random.Random) -> str:
+    """A changed message, characters of a few blocks, or one piece over and over."""
+    size = int(draw.choices((8, 80, 800), (4, 5, 1))[0] * draw.random())
+    kind = draw.randrange(4)
+    if draw.random() < 0.0005:
+        size = 100_000
+    if kind == 0:
+        return draw.choice([*PIECES, random_characters(draw, 2)]) * (size // 2)
+    if kind == 1:
+        return random_characters(draw, size)
+    text = draw.choice(MESSAGES)
+    for _ in range(draw.randrange(6)):
+        start, end = sorted(draw.choices(range(len(text) + 1), k=2))
+        inserted = draw.choice([random_characters(draw, 4), draw.choice(PIECES), text[start:end]])
+        text = text[:start] + inserted + text[draw.choice((start, end)) :]
+    return unicodedata.normalize(draw.choice(("NFC", "NFD")), text)
+
+
+def random_characters(draw: random.Random, size: int) -> str:
+    """`size` characters out of one or two blocks."""
+    blocks = draw.choices(BLOCKS, k=2)
+    return "".join(chr(draw.randrange(*draw.choice(blocks))) for _ in range(size))
+
+
+def tiny_classifier(seed: int) -> Classifier:
+    """A classifier of two narrow blocks with random weights, head included."""
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer("pocket")
+    body = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_ctx=64, n_vocab=tokenizer.n_vocab))
+    classifier = Classifier(body, tokenizer, sms.LABEL_NAMES, "pocket")
+    torch.nn.init.normal_(classifier.score.weight)
+    return classifier.eval()
+
+
+def fuzz_texts(classifier: Classifier, n: int, seed: int, first: int = 0) -> Counter:
+    """Classify `n` texts; how often each label was given, and how many texts were cut.
+
+    Raises AssertionError that names seed and number of the first text of a batch that
+    crashes, gets no proper result, or is judged otherwise than alone.
+    """
+    outcomes = Counter()
+    for start in range(first, n, BATCH):
+        texts = [
+            random_text(random.Random(f"{seed}/{i}")) for i in range(start, min(start + BATCH, n))
+        ]
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        where = f"seed {seed}, texts {start} to {start + len(texts) - 1}"
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                predictions = classifier.classify(texts)
+                (alone,) = classifier.classify(texts[:1])
+        except Exception as error:
+            raise AssertionError(f"{where}: {error!r}") from error
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        assert len(predictions) == len(texts), where
+        for label, probability in predictions:
+            assert label in classifier.label_names and 0.4999 < probability <= 1.0001, where
+        assert abs(alone.probability - predictions[0].probability) < 1e-3, where
+        n_ctx = classifier.transformer.config.n_ctx
+        cut = sum(len(ids) > n_ctx for ids in encode(texts, classifier.tokenizer))
+        assert sum("tokens; read its first" in str(w.message) for w in caught) >= cut, where
+        outcomes.update(label for label, _ in predictions)
+        outcomes["cut"] += cut
+    return outcomes
+
+
+# --- files ----------------------------------------------------------------------------
+
+
+def random_file(draw: random.Random) -> bytes:
+    """Some lines of the sample, with up to four things wrong with them."""
+    lines = draw.choices(LINES, k=draw.choice((0, 1, 2, 20, 60)))
+    content = b"\n".join(lines) + b"\n" * draw.randrange(2)
+    for _ in range(draw.randrange(5)):
+        content = draw.choice(DAMAGES)(draw, content)
+    return content
+
+
+def _cut(draw: random.Random, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """The content in three parts; the one in the middle is short, as a rule."""
+    start = draw.randint(0, len(content))
+    end = min(len(content), start + draw.choice((0, 1, 10, 1000)))
+    return content[:start], content[start:end], content[end:]
+
+
+def _replace(draw: random.Random, content: bytes) -> bytes:
+    before, _, after = _cut(draw, content)
+    return before + draw.randbytes(draw.randrange(4)) + after
+
+
+def _repeat(draw: random.Random, content: bytes) -> bytes:
+    before, middle, after = _cut(draw, content)
+    return before + middle * draw.randrange(5) + after
+
+
+def _insert(draw: random.Random, content: bytes) -> bytes:
+    before, _, after = _cut(draw, content)
+    pieces = (
+        b'"',
+        b'"\n',
+        b"\t",
+        b"\r",
+        b"\r\n",
+        b"\0",
+        b"\xef\xbb\xbf",
+        b"ham\t",
+        b"spam",
+        b"#",
+        b",",
+    )
+    return before + draw.choice(pieces) + after
+
+
+def _exchange(draw: random.Random, content: bytes) -> bytes:
+    old = draw.choice((b"\n", b"\t", b"ham", b"spam", b" ", b"e"))
+    new = draw.choice((b"\r\n", b"\r", b"\t", b",", b"", b'"', b"HAM", b"\n", b"spam"))
+    return content.replace(old, new, draw.choice((-1, 1, 3)))
+
+
+def _encode(draw: random.Random, content: bytes) -> bytes:
+    text = content.decode(errors="replace")
+    return text.encode(draw.choice(("utf-16", "utf-8-sig", "latin-1", "utf-7")), "replace")
+
+
+DAMAGES = (
+    _replace,
+    _repeat,
+    _insert,
+    _exchange,
+    _encode,
+    lambda draw, content: _cut(draw, content)[0],
+    lambda draw, content: b"label\ttext\n" + content,
+    lambda draw, content: draw.randbytes(200),
+)
+
+
+def fuzz_files(folder: Path, n: int, seed: int, first: int = 0) -> Counter:
+    """Load, balance and split `n` files; how many went well, and how often each error came.
+
+    Raises AssertionError that names seed and number of a file that crashes, makes a wrong
+    table, or whose error is not one readable sentence of ours.
+    """
+    outcomes = Counter()
+    path = folder / "messages.tsv"
+    for i in range(first, n):
+        content = random_file(random.Random(f"{seed}/{i}"))
+        path.write_bytes(content)
+        where = f"seed {seed}, file {i}"
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        try:
+            table = sms.load(path)
+            assert list(table.columns) == ["label", "text"], where
+            assert set(table["label"]) == set(sms.LABELS), where
+            assert all(isinstance(text, str) for text in table["text"]), where
+            assert len(table) <= 1 + content.count(b"\n") + content.count(b"\r"), where
+            parts = sms.random_split(sms.balance(table))
+            n_spam = (table["label"] == "spam").sum()
+            assert sum(map(len, parts.values())) == 2 * n_spam, where
+            outcomes["loaded, balanced and split"] += 1
+        except ValueError as error:
+            assert type(error) is ValueError, f"{where}: {error!r}"
+            assert "\n" not in str(error) and 20 < len(str(error)) < 400, f"{where}: {error!r}"
+            outcomes[_kind(str(error))] += 1
+        except AssertionError:
+            raise
+        except Exception as error:
+            raise AssertionError(f"{where}: {error!r}") from error
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    return outcomes
+
+
+def _kind(message: str) -> str:
+    """An error without what differs from file to file."""
+    kinds = (
+        "holds no messages",
+        "more than two columns",
+        "has the label",
+        "no messages beside them",
+        "a classifier needs",
+        "not UTF-8",
+        "Expected 2 fields",
+        "never closed",
+        "cannot be read",
+        "too few",
+    )
+    return next((kind for kind in kinds if kind in message), message)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=100_000)
+    parser.add_argument("--pocket", type=int, default=3_000, help="texts for Pocket GPT")
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="skip the inputs before this one")
+    args = parser.parse_args()
+    print(f"seed {args.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pocket = build_classifier(load_base("pocket"), sms.LABEL_NAMES).eval()
+        torch.nn.init.normal_(pocket.score.weight)
+        for name, n, fuzz in (
+            ("files", args.files, lambda *a: fuzz_files(Path(folder), *a)),
+            ("texts, tiny classifier", args.texts, lambda *a: fuzz_texts(tiny_classifier(1), *a)),
+            ("texts, Pocket GPT", args.pocket, lambda *a: fuzz_texts(pocket, *a)),
+        ):
+            began = time.perf_counter()
+            outcomes = fuzz(n, args.seed, args.first)
+            print(f"\n{n:,} {name}: {time.perf_counter() - began:.0f} s", flush=True)
+            for outcome, count in outcomes.most_common():
+                print(f"{count:>9,}  {outcome}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
