@@ -73,6 +73,19 @@ def test_text_that_spells_the_end_token_is_ordinary_text(pocket_tokenizer):
     assert pocket_tokenizer.decode(ids) == "buy <|endoftext|> now"
 
 
+@settings(max_examples=200)
+@given(st.text(st.characters(), max_size=60))
+def test_decoding_gives_the_text_back(pocket_tokenizer, text):
+    (ids,) = encode([text], pocket_tokenizer)
+    if not text:
+        assert ids == [pocket_tokenizer.eot_token]
+        return
+    assert pocket_tokenizer.eot_token not in ids
+    # Half of a surrogate pair is no character and has no bytes: U+FFFD stands for it.
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert pocket_tokenizer.decode(ids) == expected
+
+
 @pytest.mark.parametrize("text", ["😀👩‍👩‍👧🇮🇪", "مرحبا بالعالم", "你好,世界", "नमस्ते", "\x00\t\r\n"])
 def test_any_script_is_encoded_without_loss(text, pocket_tokenizer):
     (ids,) = encode([text], pocket_tokenizer)
@@ -176,6 +189,23 @@ def test_ids_and_lengths_stay_with_their_message(pocket_tokenizer):
         for ids, length, target in zip(*batch, strict=True):
             assert ids[:length].tolist() == messages.ids[target]
             assert (ids[length:] == pocket_tokenizer.eot_token).all()
+
+
+@settings(max_examples=60)
+@given(
+    texts=st.lists(st.text("ab ", max_size=12), min_size=1, max_size=40),
+    batch_size=st.integers(1, 12),
+)
+def test_batching_keeps_order_and_content(pocket_tokenizer, texts, batch_size):
+    messages = Messages(texts, range(len(texts)), pocket_tokenizer, 6)
+    found = []
+    for ids, lengths, targets in data_loader(messages, batch_size):
+        assert ids.shape[1] == max(lengths) and len(ids) <= batch_size
+        found += [
+            (row[:n].tolist(), int(target))
+            for row, n, target in zip(ids, lengths, targets, strict=True)
+        ]
+    assert found == [messages[i] for i in range(len(texts))]
 
 
 @given(

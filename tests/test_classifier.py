@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from randomize import randomize
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -284,6 +286,28 @@ def test_a_saved_classifier_comes_back_the_same(trained_classifier):
     assert loaded.label_names == ["ham", "spam"]
     assert not loaded.training
     assert loaded.classify(TEXTS) == trained_classifier.classify(TEXTS)
+
+
+@settings(max_examples=10)
+@given(
+    n_layer=st.integers(1, 3),
+    n_head=st.sampled_from([1, 2, 4]),
+    n_ctx=st.integers(8, 40),
+    n_labels=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_any_classifier_gives_the_same_scores_after_saving(
+    tmp_path_factory, make_classifier, n_layer, n_head, n_ctx, n_labels, seed
+):
+    body = make_classifier(seed, n_layer=n_layer, n_head=n_head, n_ctx=n_ctx).transformer
+    names = [f"label {i}" for i in range(n_labels)]
+    classifier = Classifier(body, make_classifier().tokenizer, names, "pocket").eval()
+    randomize(classifier.score, seed)
+    folder = save_classifier(classifier, tmp_path_factory.mktemp("saved"))
+    loaded, _ = load_classifier(folder)
+    sequences = [ids[:n_ctx] for ids in encode(TEXTS, classifier.tokenizer)]
+    assert torch.equal(loaded.scores_of(sequences), classifier.scores_of(sequences))
+    assert loaded.label_names == names
 
 
 def test_more_than_ten_labels_keep_their_order(pocket_tokenizer, make_classifier, tmp_path):

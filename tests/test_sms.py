@@ -132,6 +132,44 @@ def test_a_seed_fixes_the_draw_and_another_changes_it(make, sample):
     assert first == again != other
 
 
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)  # few, so some repeat
+
+
+@settings(max_examples=60)
+@given(
+    ham=st.lists(any_text, min_size=12, max_size=40),
+    spam=st.lists(any_text, min_size=1, max_size=12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_balanced_table_holds_all_spam_and_as_much_of_the_ham(ham, spam, seed):
+    labels = ["ham"] * len(ham) + ["spam"] * len(spam)
+    whole = pd.DataFrame({"label": labels, "text": ham + spam})
+    balanced = sms.balance(whole, seed)
+    assert (balanced["label"] == "ham").sum() == (balanced["label"] == "spam").sum() == len(spam)
+    assert balanced.index.is_unique  # no row twice, even if its text occurs twice
+    pd.testing.assert_frame_equal(balanced, whole.loc[balanced.index])
+    pd.testing.assert_frame_equal(balanced, sms.balance(whole, seed))
+
+
+@settings(max_examples=60)
+@given(
+    texts=st.lists(any_text, min_size=20, max_size=60),
+    fractions=st.tuples(st.floats(0.1, 0.6), st.floats(0.1, 0.3)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_split_is_a_partition_and_reproducible(texts, fractions, seed):
+    labels = [("ham", "spam")[i % 2] for i in range(len(texts))]
+    numbered = pd.DataFrame({"label": labels, "text": texts, "row": range(len(texts))})
+    parts = sms.random_split(numbered, *fractions, seed)
+    joined = pd.concat(parts.values())
+    assert sorted(joined["row"]) == list(range(len(texts)))  # every row in exactly one part
+    assert joined["text"].tolist() == [texts[row] for row in joined["row"]]
+    assert joined["target"].tolist() == [row % 2 for row in joined["row"]]
+    again = sms.random_split(numbered, *fractions, seed)
+    for name, part in parts.items():
+        pd.testing.assert_frame_equal(part, again[name])
+
+
 @settings(max_examples=50)
 @given(st.integers(10, 80), st.sampled_from([(0.7, 0.1), (0.5, 0.25), (0.8, 0.15)]))
 def test_fractions_are_kept_to_less_than_a_message(n, fractions):
