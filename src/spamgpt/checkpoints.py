@@ -6,6 +6,7 @@ random generators; its header holds the rest as JSON. Nothing in it can run code
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class Checkpoint:
     def __init__(self, folder: Path, run: dict[str, str], epochs: int):
         self.path, self.run, self.epochs = folder / FILE, run, epochs
         self.epoch = 0  # the last one that is kept
+        self.failed = False  # whether one could not be written
 
     def __enter__(self) -> "Checkpoint":
         self.facts, self.tensors = self._read()
@@ -133,21 +135,21 @@ class Checkpoint:
             with atomic(self.path) as temporary:
                 save_file(tensors, temporary, metadata={"training": json.dumps(facts)})
         except (OSError, SafetensorError) as error:
-            print(
-                f"Epoch {epoch} could not be kept in {show_path(self.path)} ({error}): training "
-                "goes on, but if it is interrupted, this epoch is lost."
-            )
+            if not self.failed:  # one warning is enough
+                print(
+                    f"Epoch {epoch} could not be kept in {show_path(self.path)} ({error}): "
+                    "training goes on, but if it is interrupted, what it learns is lost."
+                )
+            self.failed = True
         else:
             self.epoch = epoch
 
     def _remove(self) -> None:
-        """Delete this run's file, and what a process killed while writing one has left."""
+        """Delete the file, if it is of this run, and its folder, if nothing else is there."""
         if self.epoch:
             self.path.unlink(missing_ok=True)
-        for path in self.path.parent.glob(f".{FILE}.*.part"):
-            path.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
+            with suppress(OSError):  # not empty
+                self.path.parent.rmdir()
 
 
 def identity(
@@ -164,7 +166,7 @@ def identity(
         "messages": hashlib.sha256(messages.encode()).hexdigest(),
         "token read": classifier.read,
         "recipe": json.dumps(asdict(recipe)),
-        "torch": f"{torch.__version__} on {_device(classifier).type}",
+        "torch or device": f"{torch.__version__} on {_device(classifier).type}",
         **{key: str(value) for key, value in facts.items()},
     }
 
