@@ -31,6 +31,19 @@ class _ThisPython(KernelSpecManager):
         return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]))
 
 
+def client(
+    notebook: nbformat.NotebookNode, folder: Path | None = None, **options
+) -> NotebookClient:
+    """What executes a notebook with this very Python, in `folder` (default: the notebooks')."""
+    return NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_spec_manager=_ThisPython()),
+        timeout=CELL_SECONDS,
+        resources={"metadata": {"path": str(folder or NOTEBOOKS)}},
+        **options,
+    )
+
+
 def execute(notebook: nbformat.NotebookNode, name: str) -> None:
     """Run all cells in a fresh kernel, in place, showing progress on a terminal.
 
@@ -38,13 +51,7 @@ def execute(notebook: nbformat.NotebookNode, name: str) -> None:
     """
     n_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     with tqdm(total=n_cells, desc=name, unit="cell", leave=False, disable=None) as bar:
-        NotebookClient(
-            notebook,
-            km=AsyncKernelManager(kernel_spec_manager=_ThisPython()),
-            timeout=CELL_SECONDS,
-            resources={"metadata": {"path": str(NOTEBOOKS)}},
-            on_cell_executed=lambda **_: bar.update(),
-        ).execute()
+        client(notebook, on_cell_executed=lambda **_: bar.update()).execute()
     for cell in notebook.cells:  # a live widget is nothing but a broken box on paper
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
