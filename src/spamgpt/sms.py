@@ -108,7 +108,7 @@ def _check(table: pd.DataFrame, name: str) -> None:
         )
 
 
-def balance(table: pd.DataFrame, seed: int = 123) -> pd.DataFrame:
+def balance(table: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
     """All spam, and as many ham messages drawn at random (`sample` with `seed`).
 
     Raises ValueError if there is no spam, or less ham than spam.
