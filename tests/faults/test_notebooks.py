@@ -200,10 +200,15 @@ sys.addaudithook(refuse)  # permissions would not stop root
 """
 
 
+def stored(folder):
+    """Every file and folder, with the moment it was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_data_folder_that_cannot_be_written(name, ready):
     """Whatever only reads works; whatever saves says which folder, and what to do."""
-    files = {path: path.stat() for path in ready.rglob("*")}
+    files = stored(ready)
     notebook = read(name)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(READ_ONLY))
     unwritten = {"01": "sms", "05": "classifier", "06": "work"}.get(name[:2])
@@ -216,7 +221,7 @@ def test_a_data_folder_that_cannot_be_written(name, ready):
     if name == MAKES_CLASSIFIER:  # the training itself went well
         assert "Epoch 1 could not be kept" in printed(training_cell(notebook.cells))
         assert " records, " in printed(training_cell(notebook.cells))
-    assert {path: path.stat() for path in ready.rglob("*")} == files
+    assert stored(ready) == files
 
 
 # --- interrupted in the middle of training --------------------------------------------
