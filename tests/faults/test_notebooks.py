@@ -99,7 +99,7 @@ def finished(tmp_path_factory):
         patch.setenv("SPAMGPT_WORKSPACE", str(folder))
         patch.delenv("SPAMGPT_MIRROR", raising=False)
         splits = sms.random_split(sms.balance(sms.load(SAMPLE)))
-        sizes = {"train": 80, "validation": 24, "test": 40}
+        sizes = {"train": 32, "validation": 16, "test": 24}
         sms.save_splits({name: part[: sizes[name]] for name, part in splits.items()}, "sample")
         run(MAKES_CLASSIFIER)
     return folder
@@ -147,7 +147,7 @@ def test_cells_run_again_in_any_order(name, ready):
     with Kernel(name) as kernel:
         first = {cell_id: kernel.run(cell_id) for cell_id in kernel.code()}
         assert not any(map(error_in, first.values()))
-        order = kernel.code() * 2
+        order = kernel.code()
         random.Random(name).shuffle(order)
         for i, cell_id in enumerate(order):
             text = kernel.run(cell_id)
@@ -191,7 +191,7 @@ READ_ONLY = """
 import os, sys
 
 def refuse(event, args):
-    writes = event == "open" and (isinstance(args[1], str) and set(args[1]) & set("wax+"))
+    writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
         if str(args[0]).startswith(os.environ["SPAMGPT_WORKSPACE"]):
             raise PermissionError(13, "Permission denied", str(args[0]))
