@@ -25,7 +25,8 @@ from spamgpt.workspace import PROJECT, SAMPLE, workspace
 
 pytestmark = pytest.mark.slow
 
-NAMES = [path.stem for path in sorted(runner.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+# Notebook 07 trains for minutes; the tests of experiments.py stop its grid and go on.
+NAMES = [path.stem for path in sorted(runner.NOTEBOOKS.glob("0[0-6]_*.ipynb"))]
 MAKES_SPLITS, MAKES_CLASSIFIER = "01_download_balance_split", "05_finetune"
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 
