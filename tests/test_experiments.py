@@ -31,6 +31,7 @@ from spamgpt.experiments import (
     recipe_runs,
     run_grid,
     runs_of,
+    sentences,
     summary,
 )
 from spamgpt.pretrained import POCKET_RECIPE, Base, Recipe
@@ -307,3 +308,12 @@ def test_compare_says_worse_or_better_only_where_the_interval_leaves_out_0():
     assert found["differs"].fillna("-").tolist() == ["-", "", "worse"]
     assert found["difference"].tolist()[1:] == pytest.approx([0.01, -0.3])
     assert len(runs_of(runs, Setting(read="first"))) == 2
+
+
+def test_sentences_say_what_the_table_allows():
+    runs = pd.concat(
+        [table(range(10)), table(range(40), read="first"), table(range(9), read="mean")]
+    )
+    mean, first = sentences(compare(runs, "token read")).splitlines()
+    assert mean.startswith("mean of the real tokens: not told apart from last real token, +1.0")
+    assert first.startswith("first token: worse than last real token, -30.0 points (-39")

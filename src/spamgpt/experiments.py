@@ -428,9 +428,9 @@ def sentences(table: pd.DataFrame) -> str:
     lines, reference = [], table.index[0]
     for name, row in table.iloc[1:].iterrows():
         gain, low, high = (100 * row[column] for column in ("difference", "from", "to"))
-        interval = f"difference {gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
         verdict = f"{row['differs']} than" if row["differs"] else "not told apart from"
-        lines.append(f"{name}: {verdict} {reference} ({interval})")
+        points = f"{gain:+.1f} points ({low:+.1f} to {high:+.1f})"
+        lines.append(f"{name}: {verdict} {reference}, {points}")
     return "\n".join(lines)
 
 

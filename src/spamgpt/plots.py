@@ -267,6 +267,8 @@ def comparison(table: pd.DataFrame, title: str) -> Axes:
             note = f"{gain:+.1f} points" + ("" if row["differs"] else ", not told apart")
         ax.text(right + 0.05 * span, y, note.replace("-", "−"), color=color, va="center")
     ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
+    ax.set_xticks([x for x in MaxNLocator(8).tick_values(*ax.get_xlim()) if x <= 1.0001])
+    ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
     ax.set_yticks(range(len(table)), table.index)
     ax.set_ylim(len(table) - 0.5, -0.7)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
