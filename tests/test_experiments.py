@@ -170,6 +170,11 @@ def test_an_unknown_group_is_refused_with_the_known(capsys):
     assert "colour" in error and "token read" in error
 
 
+def test_no_seed_at_all_is_refused(capsys):
+    assert main(["experiments", "--seeds", "0"]) == 1
+    assert "seeds = 0: at least one" in capsys.readouterr().err
+
+
 def test_a_stopped_grid_goes_on_where_it_stopped(lab, tmp_path, monkeypatch):
     path, wanted = tmp_path / "runs.csv", jobs(["token read"], 2)
     do, done = lab.run, []

@@ -125,8 +125,10 @@ COLUMNS = [*KEY, "messages", "tested", "validation", "accuracy", "seconds", "wro
 def jobs(groups: Iterable[str], seeds: int) -> list[tuple[Setting, int]]:
     """(setting, seed) of every run, none twice, seed by seed.
 
-    Raises ValueError for a group that does not exist.
+    Raises ValueError for a group that does not exist, and for less than one seed.
     """
+    if seeds < 1:
+        raise ValueError(f"seeds = {seeds}: at least one is needed")
     if unknown := set(groups) - set(GROUPS):
         raise ValueError(f"no group {unknown.pop()!r}; there are: {', '.join(GROUPS)}")
     settings = dict.fromkeys(setting for group in groups for setting in GROUPS[group].values())
