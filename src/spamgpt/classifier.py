@@ -301,6 +301,7 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
         facts = dict(config["spamgpt"])
         base_name = facts["base"]
         facts.pop("format", None)
+        read = facts.pop("read", "last")
         label_names = [
             name for _, name in sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
         ]
@@ -315,7 +316,6 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
             f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
             f"tokenizer of {base_name} has {tokenizer.n_vocab:,} tokens: {TRAIN_AGAIN}"
         )
-    read = facts.get("read", "last")
     classifier = Classifier(body, tokenizer, label_names, base_name, read)
     tensors = read_weights(folder / "model.safetensors")
     if (head := tensors.get("score.weight")) is not None and len(head) != len(label_names):
