@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all lint notebooks refresh bench clean
+.PHONY: help setup run test test-slow test-all test-real lint notebooks refresh bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test-slow: $(READY)  ## only the slow tests
 
 test-all: $(READY)  ## fast and slow tests, and every notebook
 	@$(BIN)/python -m pytest
+
+test-real: $(READY)  ## what `make test` leaves out: slow tests, and all on the files in SPAMGPT_MIRROR
+	@$(BIN)/python -m pytest -m "slow or published" tests
+	@$(BIN)/python -m pytest notebooks
 
 lint: $(READY)  ## ruff: errors and formatting
 	@$(BIN)/ruff check .

@@ -26,6 +26,13 @@ MIRROR = os.environ.get("SPAMGPT_MIRROR")
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what needs the published files, so that it can be run alone."""
+    for item in items:
+        if "_mirror" in getattr(item, "fixturenames", ()):
+            item.add_marker("published")
+
+
 @pytest.fixture(autouse=True)
 def workspace_folder(tmp_path, monkeypatch):
     """A fresh workspace, and no mirror unless the test asks for one."""
