@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from functools import partial
 
@@ -493,15 +494,16 @@ def test_without_a_writable_folder_the_stand_ins_still_work(workspace_folder, mo
 # --- several at once, interrupted, again ----------------------------------------------
 
 FETCH = """
-import sys
-from spamgpt import assets, download
+import signal
+from spamgpt import assets
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 assets.ASSETS["toy"] = assets.Asset(**{fields!r})
 {more}
 print(assets.fetch("toy").stat().st_size)
 """
 
 
-def start(fields: dict, more: str = "", **kwargs) -> subprocess.Popen:
+def start(fields: dict, more: str = "") -> subprocess.Popen:
     """A Python of its own that fetches the toy file."""
     program = FETCH.format(fields=fields, more=more)
     return subprocess.Popen(
@@ -509,46 +511,48 @@ def start(fields: dict, more: str = "", **kwargs) -> subprocess.Popen:
     )
 
 
-def slowly(content: bytes, started=None):
-    """Half of it, a pause, the rest."""
+class InTwoHalves:
+    """A behaviour: half of the content, then the rest once the test says `go.set()`."""
 
-    def behaviour(handler):
-        body = handler.start(content)
+    def __init__(self, content: bytes):
+        self.content, self.half, self.go = content, threading.Event(), threading.Event()
+
+    def __call__(self, handler):
+        body = handler.start(self.content)
         handler.wfile.write(body[: len(body) // 2])
         handler.wfile.flush()
-        if started is not None:
-            started.set()
-        handler.server.over.wait(0.5)
+        self.half.set()
+        self.go.wait(60)
         handler.wfile.write(body[len(body) // 2 :])
-
-    return behaviour
 
 
 def test_two_processes_fetch_the_same_file_once(small, server):
-    url = server.on("/x", slowly(CONTENT))
+    halves = InTwoHalves(CONTENT)
+    url = server.on("/x", halves)
     small(url)
-    both = [start(SMALL.__dict__ | {"urls": (url,)}) for _ in range(2)]
-    outputs = [process.communicate(timeout=60) for process in both]
-    assert [out for out, _ in outputs] == ["950\n", "950\n"]
+    first = start(SMALL.__dict__ | {"urls": (url,)})
+    assert halves.half.wait(60)
+    second = start(SMALL.__dict__ | {"urls": (url,)})
+    assert "another program is fetching it; waiting" in second.stderr.readline()
+    halves.go.set()
+    assert [process.communicate(timeout=60)[0] for process in (first, second)] == ["950\n"] * 2
     assert len(server.asked) == 1
-    assert "another program is fetching it; waiting" in outputs[0][1] + outputs[1][1]
     assert left() == {"messages.tsv": 950}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal there")
 def test_ctrl_c_midway_then_again(large, server):
     """The first process is interrupted after half of the weights; the second goes on."""
-    import threading
-
-    half = threading.Event()
-    large(slowly(WEIGHTS, half), gives(WEIGHTS))
+    halves = InTwoHalves(WEIGHTS)
+    large(halves, gives(WEIGHTS))
     more = f'assets._hub_url = lambda asset: "{server.url}/weights"'
     process = start(LARGE.__dict__, more)
-    assert half.wait(30)
+    assert halves.half.wait(60)
     while not any(size > 400_000 for size in left().values()):  # until it has been written
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
+    halves.go.set()
     assert "KeyboardInterrupt" in err
     assert list(left()) == [part()]
     (kept,) = left().values()
