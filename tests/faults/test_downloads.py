@@ -547,7 +547,7 @@ def test_ctrl_c_midway_then_again(large, server):
     large(halves, gives(WEIGHTS))
     more = f'assets._hub_url = lambda asset: "{server.url}/weights"'
     process = start(LARGE.__dict__, more)
-    assert halves.half.wait(60)
+    assert halves.half.wait(60), process.communicate(timeout=1)
     while not any(size > 400_000 for size in left().values()):  # until it has been written
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
