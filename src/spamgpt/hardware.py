@@ -18,7 +18,7 @@ def best_device() -> torch.device:
 def bf16_pays(device: torch.device) -> bool:
     """Whether this machine multiplies matrices in bf16 at least 1.5 times as fast as in fp32.
 
-    Measured, not looked up (a tenth of a second): many CPUs accept bf16 and emulate it slowly.
+    Measured, not looked up (a quarter of a second): many CPUs accept bf16 and emulate it slowly.
     """
     if device.type == "mps":
         return False  # its autocast gains little and differs between versions of macOS
@@ -28,9 +28,9 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def _seconds(a: Tensor, b: Tensor) -> float:
-    """The shortest of five matrix products, after one to warm up."""
+    """The shortest of twenty matrix products, after one to warm up: other programs disturb."""
     times = []
-    for _ in range(6):
+    for _ in range(21):
         began = time.perf_counter()
         (a @ b)[0, 0].item()  # item() waits for a GPU
         times.append(time.perf_counter() - began)
