@@ -245,12 +245,21 @@ def split_folder() -> Path:
 def save_splits(
     splits: dict[str, pd.DataFrame], data_name: str, folder: Path | None = None
 ) -> Path:
-    """Write train.csv, validation.csv, test.csv and what they were made of; returns the folder."""
+    """Write train.csv, validation.csv, test.csv and what they were made of; returns the folder.
+
+    Raises ValueError for a NUL character on Python 3.10, which cannot write it.
+    """
     folder = folder or split_folder()
     with ExitStack() as stack:  # the three are moved into place together, once all are written
         for name in SPLITS:
             temporary = stack.enter_context(atomic(folder / f"{name}.csv"))
-            splits[name].to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            try:
+                splits[name].to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            except csv.Error as error:
+                raise ValueError(
+                    f"{name}.csv cannot be written ({error}): use Python 3.11 or newer, or remove "
+                    "the NUL characters from the messages"
+                ) from error
         (folder / "source.json").unlink(missing_ok=True)  # comes last: none, no set of three
     write_json(folder / "source.json", {"data": data_name})
     return folder
