@@ -227,7 +227,6 @@ def test_the_command_runs_the_grid_and_keeps_it(tmp_path, capsys):
     assert set(runs["messages"]) == {489, 245, 122, 49, 25, 5}
 
 
-@pytest.mark.xfail(strict=True, reason="so far the file holds the recipe on the collection only")
 def test_the_bundled_runs_are_the_whole_grid_of_pocket_gpt():
     """Of the collection everything, of the sample the recipe; five seeds, none twice."""
     runs = load_runs(FULL)
