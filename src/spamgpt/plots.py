@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 COLORS = {"ham": BLUE, "spam": ORANGE}
@@ -31,6 +31,8 @@ STYLE = {
 # "interactive" with it, and show the first figure only.
 plt.switch_backend(plt.get_backend())
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
+# As many decimals as the ticks need: 95%, 92.5%, −0.2%.
+PERCENT = FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0.0:g}%".replace("-", "−"))
 
 
 def _style(function):
@@ -81,7 +83,7 @@ def lengths(table: pd.DataFrame, title: str) -> Axes:
             alpha=0.65,
             label=f"{label} (median {chosen.median():.0f})",
         )
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.legend(frameon=False)
     return ax
 
@@ -161,7 +163,7 @@ def candidates(words: Sequence[str], probabilities: Sequence[float], title: str)
     bars = ax.barh([repr(word) for word in words], probabilities, color=BLUE)
     ax.bar_label(bars, [f" {p:.1%}" for p in probabilities])
     ax.set_xlim(0, max(probabilities) * 1.2)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PERCENT)
     ax.invert_yaxis()
     return ax
 
@@ -205,7 +207,7 @@ def history(table: pd.DataFrame, quantity: str, title: str) -> Axes:
             textcoords="offset points",
         )
     if quantity == "accuracy":
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PERCENT)
     else:
         ax.set_ylim(bottom=0)
     ax.set_xlim(0, table["epoch"].max() * 1.14)
@@ -227,7 +229,7 @@ def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> A
         _interval(ax, y, value, low, high, BLUE)
     ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.7)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PERCENT)
     return ax
 
 
@@ -271,7 +273,7 @@ def comparison(table: pd.DataFrame, title: str) -> Axes:
     ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
     ax.set_yticks(range(len(table)), table.index)
     ax.set_ylim(len(table) - 0.5, -0.7)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PERCENT)
     return ax
 
 
@@ -300,7 +302,7 @@ def learning_curves(curves: dict[str, pd.DataFrame], title: str) -> Axes:
     counts = sorted({round(n) for table in curves.values() for n in table["messages"]})
     ax.set_xticks(counts, [f"{n:,}" for n in counts])
     ax.minorticks_off()
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PERCENT)
     ax.legend(frameon=False, loc="lower right")
     return ax
 
@@ -333,7 +335,7 @@ def curve(
         ha="right" if away < 0 else "left",
     )
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PERCENT)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
     ax.legend(frameon=False, loc="lower center")
     return ax
@@ -371,15 +373,17 @@ def calibration(table: pd.DataFrame, title: str) -> Axes:
     """
     ax = _axes(title, "probability of spam that the model gave", "share that was spam")
     ax.figure.set_figheight(5.6)
-    ax.plot([0, 1], [0, 1], ":", color=GREY)
+    ax.plot([0, 1], [0, 1], ":", color=GREY, zorder=0)
     ax.text(0.48, 0.5, "as it should be", color=GREY, ha="right", va="bottom")
     error = [table["share"] - table["low"], table["high"] - table["share"]]
     ax.errorbar(table["said"], table["share"], yerr=error, fmt="o", color=BLUE, capsize=6)
     for row in table.itertuples():
         side = "right" if row.said > 0.5 else "left"
-        ax.text(row.said, row.share, f"  n = {row.n:,}  ", ha=side, va="center")
+        words = f"  n = {row.n:,}  "
+        label = ax.text(row.said, row.share, words, ha=side, va="center", zorder=1)
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0})  # over the diagonal
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PERCENT)
     ax.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     return ax
 
@@ -396,6 +400,6 @@ def token_effects(tokens: Sequence[str], effects: Sequence[float], title: str) -
     ax.axvline(0, color="black", linewidth=1)
     reach = max(map(abs, effects)) * 1.3 or 1
     ax.set_xlim(-reach if min(effects) < 0 else -0.1 * reach, reach if max(effects) > 0 else 0)
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(PERCENT)
     ax.invert_yaxis()
     return ax
