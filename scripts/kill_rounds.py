@@ -10,7 +10,8 @@ after a random time of up to 1.2 times what the job takes when left alone. After
 
 - a file under its final name has the right digest, or is not there;
 - a job that ended by itself and reported success left the right file;
-- the saved classifier can be read, and is the former one or the new one to the last weight.
+- the saved classifier can be read, and is the former one or the new one to the last weight;
+- an epoch that a killed training has kept can be read; the next training goes on from there.
 
 After the last round every job is done once more, left alone: it succeeds, and nothing that
 the killed ones left lies about. Exits with 1 at the first violation. Needs os.fork, so not
@@ -35,13 +36,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from spamgpt import assets
 from spamgpt.batching import Messages
+from spamgpt.checkpoints import FILE
 from spamgpt.classifier import Classifier, load_classifier, save_classifier
 from spamgpt.gpt2 import GPT2, GPT2Config
 from spamgpt.pretrained import Recipe, load_tokenizer
 from spamgpt.training import fit
+from spamgpt.workspace import workspace
 
 OK, NOT_HAD, BROKEN = 0, 3, 1  # how a child ends that was not killed
 WRONG = 0.1  # share of the server's answers that have a wrong byte
@@ -132,8 +136,8 @@ def train_one(run: int) -> None:
     classifier = make(0)
     texts = [f"message {i}" for i in range(32)]
     messages = Messages(texts, [i % 2 for i in range(32)], classifier.tokenizer, 64)
-    recipe = Recipe(trained_blocks=None, learning_rate=1e-3, epochs=2)
-    fit(classifier, messages, messages, recipe, progress=False)
+    recipe = Recipe(trained_blocks=None, learning_rate=1e-3, epochs=3)
+    fit(classifier, messages, messages, recipe, progress=False, resume=workspace() / "training")
     with torch.no_grad():
         for weight in classifier.parameters():
             weight.fill_(run)  # so that the check below holds for it as well
@@ -168,6 +172,18 @@ def check_saved(*runs: int) -> int:
         if not bool((weight == facts["run"]).all()):
             raise Violation(f"{name} is not of run {facts['run']}, but config.json is")
     return facts["run"]
+
+
+def check_kept() -> None:
+    """If an epoch of a training is kept, its file is whole."""
+    path = workspace() / "training" / FILE
+    if path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118
+                    file.get_tensor(key)
+        except SafetensorError as error:
+            raise Violation(f"{path.name} cannot be read: {error}") from error
 
 
 def check_tidy(folder: Path) -> None:
@@ -242,6 +258,7 @@ def play(rounds: int, seed: int) -> Counter:
         else:
             new = number + 100
             run = check_saved(new) if status == OK else check_saved(run, new)
+            check_kept()
             counts[name, "left the new one" if run == new else "left the former one"] += 1
     return counts
 
