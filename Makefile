@@ -47,7 +47,7 @@ notebooks: $(READY)  ## open JupyterLab on the notebooks
 refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
 	@SPAMGPT_BASE=pocket $(BIN)/python scripts/refresh_notebooks.py
 
-bench: $(READY)  ## time training and inference against two other ways (about half an hour)
+bench: $(READY)  ## time training and inference against two other ways (about 45 minutes)
 	@$(BIN)/python scripts/benchmark.py
 
 clean:  ## remove what was made or trained (downloads in data/cache stay)

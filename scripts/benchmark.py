@@ -1,6 +1,6 @@
 """How fast is it? Training, inference and growth, measured in one run on one machine.
 
-    python scripts/benchmark.py --out docs/benchmark.md        # all of it, about half an hour
+    python scripts/benchmark.py --out docs/benchmark.md        # all of it, about 45 minutes
     python scripts/benchmark.py --shape pocket --epochs 1      # a quick look
 
 Training, all with the lecture's recipe (last block, ln_f and head; AdamW; batches of 8) on
@@ -202,11 +202,8 @@ def infer_ours(classifier: Classifier, texts: Messages, bf16: bool | None) -> di
 def what_bf16_changes() -> dict:
     """Pocket GPT, fine-tuned by its recipe: test messages that fp32 and bf16 label differently."""
     base = load_pocket(POCKET)
-    data = {
-        name: Messages(part["text"], part["target"], base.tokenizer, base.model.config.n_ctx)
-        for name, part in sms.load_splits().items()
-    }
     classifier = build_classifier(base, sms.LABEL_NAMES)
+    data = {name: messages_of(part, classifier) for name, part in sms.load_splits().items()}
     history = fit(classifier, data["train"], data["validation"], base.recipe, progress=False)
     exact, rounded = (classifier.scores_of(data["test"].ids, bf16) for bf16 in (False, True))
     right = exact.argmax(dim=1) == torch.tensor(data["test"].targets)
