@@ -252,8 +252,8 @@ def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axe
 def comparison(table: pd.DataFrame, title: str) -> Axes:
     """What `experiments.compare` found: accuracy with interval, beside it the difference.
 
-    The first row, in blue, is what the others are held against: green is better, red worse,
-    and grey what the runs cannot tell from it.
+    The first row, in blue, is what the others are held against: green is better, orange-red
+    worse, and grey what the runs cannot tell from it.
     """
     ax = _axes(title, "test accuracy, with 95 % interval", "")
     ax.figure.set_figheight(1.9 + 0.62 * len(table))
