@@ -58,7 +58,7 @@ def _no_internet(monkeypatch):
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     """fp32 unless a test asks for bf16, so that every machine is tested alike."""
-    monkeypatch.setattr("spamgpt.classifier.bf16_pays", lambda device: False)
+    monkeypatch.setattr("spamgpt.trunk.bf16_pays", lambda device: False)
 
 
 # --- published files ------------------------------------------------------------------

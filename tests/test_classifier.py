@@ -21,6 +21,7 @@ from spamgpt.classifier import (
 )
 from spamgpt.pretrained import Recipe, load_base
 from spamgpt.training import fit
+from spamgpt.trunk import merge
 
 TEXTS = [
     "WIN a free prize, call now!",
@@ -206,10 +207,7 @@ def test_a_text_further_down_a_stream_is_named_by_its_number(trained_classifier)
 
 def test_equal_messages_are_computed_once(trained_classifier, monkeypatch):
     seen = []
-    trunk = trained_classifier.trunk
-    monkeypatch.setattr(
-        trained_classifier, "trunk", lambda ids: (seen.extend(ids.tolist()), trunk(ids))[1]
-    )
+    monkeypatch.setattr("spamgpt.trunk.merge", lambda ids: (seen.extend(ids), merge(ids))[1])
     sequences = encode(["again", "once", "again", "again"], trained_classifier.tokenizer)
     scores = trained_classifier.scores_of(sequences)
     assert len(seen) == 2
@@ -412,9 +410,10 @@ def test_bf16_in_the_trunk_changes_states_by_its_rounding_only(trained_classifie
 
 
 def test_classify_in_bf16_differs_by_rounding_only(trained_classifier, monkeypatch):
-    exact = trained_classifier.classify(TEXTS)
-    monkeypatch.setattr("spamgpt.classifier.bf16_pays", lambda device: True)
-    rounded = trained_classifier.classify(TEXTS)
+    texts = [f"{text} {i}" for text in TEXTS for i in range(100)]  # enough for bf16 to pay
+    exact = trained_classifier.classify(texts)
+    monkeypatch.setattr("spamgpt.trunk.bf16_pays", lambda device: True)
+    rounded = trained_classifier.classify(texts)
     assert [p.probability for p in rounded] != [p.probability for p in exact]  # it was bf16
     for a, b in zip(exact, rounded, strict=True):
         assert b.probability == pytest.approx(a.probability, abs=0.02)

@@ -5,6 +5,7 @@ token, so the hidden state at a message's last real token is the same in every b
 and no attention mask is needed. What a batch must carry is where that token stands.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -113,13 +114,24 @@ def batches_by_length(
 ) -> Iterator[list[int]]:
     """Row numbers of batches for which order does not matter: short with short, long with long.
 
-    No batch is larger than `max_tokens` with its pads, unless a single message is.
+    Token ids of about the same length stand in alphabetical order, as it were, so that messages
+    with the same beginning meet. No batch is larger than `max_tokens` with its pads, unless a
+    single message is.
     """
+
+    def key(row: int) -> tuple:
+        sequence = sequences[row]
+        if isinstance(sequence, Tensor):
+            return (len(sequence),)
+        return math.ceil(len(sequence) / 8), tuple(sequence)  # 1 to 8 tokens, 9 to 16, ...
+
     batch: list[int] = []
-    for row in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
-        if batch and (len(batch) + 1) * len(sequences[row]) > max_tokens:
+    width = 0
+    for row in sorted(range(len(sequences)), key=key):
+        width = max(width, len(sequences[row]))
+        if batch and (len(batch) + 1) * width > max_tokens:
             yield batch
-            batch = []
+            batch, width = [], len(sequences[row])
         batch.append(row)
     if batch:
         yield batch

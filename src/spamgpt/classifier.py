@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from tqdm.auto import tqdm
 
 from spamgpt.batching import batches_by_length, distinct, encode, pad
 from spamgpt.gpt2 import GPT2, at
-from spamgpt.hardware import bf16_pays
 from spamgpt.pretrained import (
     Base,
     load_config,
@@ -25,6 +25,7 @@ from spamgpt.pretrained import (
     read_weights,
     write_checkpoint,
 )
+from spamgpt.trunk import Trunk
 from spamgpt.workspace import show_path, workspace
 
 TRAIN_AGAIN = "train again with notebook 05_finetune"
@@ -108,9 +109,12 @@ class Classifier(nn.Module):
             x = block(x)
         return x
 
-    def tail(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels)."""
-        blocks = self.transformer.h[self.frozen_blocks :]
+    def tail(self, x: Tensor, lengths: Tensor, done: int | None = None) -> Tensor:
+        """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels).
+
+        Or what comes after `done` blocks.
+        """
+        blocks = self.transformer.h[self.frozen_blocks if done is None else done :]
         if self.read == "mean":
             for block in blocks:
                 x = block(x)
@@ -157,11 +161,10 @@ class Classifier(nn.Module):
             tqdm(
                 total=len(different), desc="frozen part", unit="message", disable=not progress
             ) as bar,
-            self._precision(bf16),
+            self._evaluating(),
         ):
-            for rows, x, lengths in self._batches(different):
-                batch = self.trunk(x).float()
-                for row, states, length in zip(rows, batch, lengths, strict=True):
+            for rows, x, lengths in self._states(different, self.frozen_blocks, bf16):
+                for row, states, length in zip(rows, x, lengths, strict=True):
                     result[row] = states[:length].clone()  # not a view: it would keep the pads
                 bar.update(len(rows))
         return [result[i] for i in which]
@@ -177,38 +180,38 @@ class Classifier(nn.Module):
         where the hardware is faster so).
         """
         different, which = distinct(sequences)
-        was_training = self.training
-        self.eval()
+        last = max(self.transformer.config.n_layer - 1, 0)
+        done = self.frozen_blocks if _are_states(different) else last
         result = torch.empty(len(different), len(self.label_names))
-        with self._precision(bf16):
-            for rows, x, lengths in self._batches(different):
-                result[rows] = self(x, lengths).float().cpu()
-        self.train(was_training)
+        with self._evaluating():
+            for rows, x, lengths in self._states(different, done, bf16):
+                result[rows] = self.tail(x, lengths, done).cpu()
         return result[which]
 
-    @contextmanager
-    def _precision(self, bf16: bool | None) -> Iterator[None]:
-        """Matrices are multiplied in bf16 within, or not; nothing is differentiated."""
+    def _states(
+        self, sequences: Sequence, n_blocks: int, bf16: bool | None
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(row numbers, states after `n_blocks` blocks, lengths) of batches; kept states pass."""
         device = self.score.weight.device
-        enabled = bf16_pays(device) if bf16 is None else bf16
-        frozen = [p for p in self.parameters() if not p.requires_grad]
+        if _are_states(sequences):
+            states = partial(pad, pad_id=0)
+        else:
+            states = Trunk(self.transformer, n_blocks, bf16, sum(map(len, sequences)))
+        # A CPU is fastest while a batch's intermediate results stay in its cache.
+        for rows in batches_by_length(sequences, 1024 if device.type == "cpu" else 16384):
+            x, lengths = states([sequences[row] for row in rows])
+            yield rows, x.to(device), lengths.to(device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout and no gradients within."""
+        was_training = self.training
+        self.eval()
         try:
-            # autocast keeps the bf16 copy of a weight for the next batch only if it is trained.
-            for p in frozen:
-                p.requires_grad_(True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=enabled), torch.no_grad():
+            with torch.no_grad():
                 yield
         finally:
-            for p in frozen:
-                p.requires_grad_(False)
-
-    def _batches(self, sequences: Sequence) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """(row numbers, padded messages, lengths) of batches, on the model's device."""
-        device = self.score.weight.device
-        # A CPU is fastest while a batch's intermediate results stay in its cache.
-        for rows in batches_by_length(sequences, 512 if device.type == "cpu" else 16384):
-            x, lengths = pad([sequences[row] for row in rows], self.tokenizer.eot_token)
-            yield rows, x.to(device), lengths.to(device)
+            self.train(was_training)
 
     def probabilities(self, sequences: Sequence[Sequence[int]] | Sequence[Tensor]) -> Tensor:
         """Label probabilities of messages, in their order: (N, n_labels)."""
@@ -248,6 +251,10 @@ class Classifier(nn.Module):
                     yield Prediction(self.label_names[int(row.argmax())], float(row.max()))
                 done += len(held)
                 bar.update(len(held))
+
+
+def _are_states(sequences: Sequence) -> bool:
+    return any(isinstance(sequence, Tensor) for sequence in sequences[:1])
 
 
 def build_classifier(base: Base, label_names: Sequence[str], read: str = "last") -> Classifier:

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from spamgpt import assets, sms
 from spamgpt.download import CONNECT_SECONDS, connect_seconds
-from spamgpt.hardware import best_device, bf16_pays
+from spamgpt.hardware import best_device, bf16_pays, packing_pays
 from spamgpt.pretrained import BASE_NAMES
 from spamgpt.workspace import show_path, workspace
 
@@ -129,6 +129,8 @@ def _device() -> Check:
     device = best_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = "bf16 where nothing is trained" if bf16_pays(device) else "fp32"
+    if device.type == "cpu" and packing_pays():
+        precision += ", packed weights"
     return Check("device", True, f"{name}, {torch.get_num_threads()} CPU threads, {precision}")
 
 
