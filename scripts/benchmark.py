@@ -24,6 +24,7 @@ same.
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -219,18 +220,18 @@ def what_bf16_changes() -> dict:
     }
 
 
-def least_seconds(classifier: Classifier, train: Messages, bf16: bool) -> dict:
-    """The trunk's multiplications over the machine's measured rate of matrix products.
+def least_seconds(classifier: Classifier, messages: Messages, bf16: bool | None) -> dict:
+    """The multiplications of all blocks but the last over the measured rate of matrix products.
 
     What cannot be avoided: every beginning of a message, however many share it, passes once.
     """
     config = classifier.transformer.config
     blocks, C = config.n_layer - 1, config.n_embd
-    _, place = merge(train.ids)
+    _, place = merge(messages.ids)
     flops = blocks * len(place) * 2 * 12 * C * C
-    for ids in distinct(train.ids)[0]:
+    for ids in distinct(messages.ids)[0]:
         flops += blocks * 2 * len(ids) * (len(ids) + 1) * C  # attention
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = torch.bfloat16 if (bf16_pays(CPU) if bf16 is None else bf16) else torch.float32
     layer, rate = torch.nn.Linear(C, 4 * C), 0.0
     for packed in {False, packing_pays()}:
         multiply = product(layer, dtype, packed)
@@ -268,9 +269,7 @@ def run_row(args: argparse.Namespace) -> dict:
         elif args.row in "CD":
             bf16 = False if args.row == "C" else None
             result = train_ours(classifier, train, args.epochs, bf16)
-            result["least"] = least_seconds(
-                classifier, train, bf16_pays(CPU) if bf16 is None else bf16
-            )
+            result["least"] = least_seconds(classifier, train, bf16)
         else:
             _, path = sms.source()
             table = sms.load(path).assign(target=0)
@@ -278,7 +277,9 @@ def run_row(args: argparse.Namespace) -> dict:
             if args.row == "inference B":
                 result = infer_reference(classifier, texts)
             else:
-                result = infer_ours(classifier, texts, False if args.row[-1] == "C" else None)
+                bf16 = False if args.row[-1] == "C" else None
+                result = infer_ours(classifier, texts, bf16)
+                result["least"] = least_seconds(classifier, texts, bf16)
             result["messages"] = len(texts)
     return result | {"memory": memory.peak}
 
@@ -296,6 +297,15 @@ def in_own_process(args: argparse.Namespace, row: str, times: int = 1) -> dict:
     result = json.loads(done.stdout.splitlines()[-1])
     print(f"{row} x{times}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
     return result
+
+
+def processor() -> str:
+    """The CPU's name and the widest instructions that torch uses on it."""
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        named = re.search(r"model name\s*: (.*)", info.read_text())
+        name = named[1] if named else name
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def table(header: list[str], rows: list[list]) -> str:
@@ -317,8 +327,9 @@ def report(args: argparse.Namespace) -> str:
     }
     parts = [
         f"`python scripts/benchmark.py {' '.join(sys.argv[1:])}`, {date.today()}, "
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, shape {args.shape}, {args.epochs} epochs",
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"shape {args.shape}, {args.epochs} epochs",
+        __doc__[__doc__.index("Training, all") :].strip(),
         "## Training",
     ]
     if args.reference_epochs:
@@ -356,13 +367,25 @@ def report(args: argparse.Namespace) -> str:
     parts.append(table(header, cells))
     if not args.training_only:
         parts.append("## Inference")
-        speed = {}
-        for row in ("inference B", "inference C", "inference D"):
-            r = in_own_process(args, row)
-            speed[row] = r["messages"] / r["seconds"]
-        cells = [[row, f"{s:.1f}", f"{s / speed['inference B']:.1f}x"] for row, s in speed.items()]
-        parts.append(f"{r['messages']:,} messages, as they come in the collection.")
-        parts.append(table(["", "messages/s", "ratio"], cells))
+        rows = {row[-1]: in_own_process(args, f"inference {row}") for row in "BCD"}
+        slow = rows["B"]["seconds"]
+        cells = []
+        for row, r in rows.items():
+            least = r["least"]["seconds"] if "least" in r else None
+            cells.append(
+                [
+                    names[row],
+                    f"{r['messages'] / r['seconds']:.1f}",
+                    f"{slow / r['seconds']:.1f}x",
+                    f"{slow / least:.1f}x" if least else "",
+                ]
+            )
+        parts.append(
+            f"{rows['B']['messages']:,} messages, as they come in the collection; B in batches of "
+            "64. The last column is the ratio if the blocks' products took all the time, at this "
+            "machine's measured rate."
+        )
+        parts.append(table(["", "messages/s", "faster than B", "at most"], cells))
         parts.append("## Growth of D")
         cells = []
         for times in (1, 2, 4, 8):

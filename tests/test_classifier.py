@@ -364,32 +364,6 @@ def test_scores_from_kept_trunk_states_equal_the_full_model(trained_blocks, trai
     torch.testing.assert_close(kept, full, atol=1e-4, rtol=1e-4)
 
 
-def test_the_last_block_at_the_last_token_alone_equals_the_whole_block(trained_classifier):
-    block = trained_classifier.transformer.h[-1]
-    lengths = torch.tensor([9, 1, 4])
-    x = torch.randn(3, 9, trained_classifier.transformer.config.n_embd, requires_grad=True)
-    alone = block.at_end(x, lengths).squeeze(1)
-    whole = block(x)[torch.arange(3), lengths - 1]
-    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
-    alone_grad, whole_grad = (
-        torch.autograd.grad((y**2).sum(), [x, *block.parameters()]) for y in (alone, whole)
-    )
-    torch.testing.assert_close(alone_grad, whole_grad, atol=1e-4, rtol=1e-4)
-
-
-def test_dropout_scales_a_value_with_its_bias(trained_classifier, monkeypatch):
-    attention = trained_classifier.transformer.h[-1].attn
-    torch.nn.init.normal_(attention.c_attn.bias)
-    x, lengths = (
-        torch.randn(2, 5, trained_classifier.transformer.config.n_embd),
-        torch.tensor([5, 2]),
-    )
-    once = attention.at_end(x, lengths)
-    monkeypatch.setattr(attention.drop, "forward", lambda weights: 3 * weights)
-    bias = attention.c_proj.bias
-    torch.testing.assert_close(attention.at_end(x, lengths) - bias, 3 * (once - bias))
-
-
 def test_the_frozen_part_has_no_dropout_in_training(make_classifier):
     classifier = make_classifier(dropout=0.5)
     classifier.freeze(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from spamgpt.batching import batches_by_length, distinct, encode, pad
-from spamgpt.gpt2 import GPT2, at
+from spamgpt.gpt2 import GPT2
 from spamgpt.pretrained import (
     Base,
     load_config,
@@ -25,6 +25,7 @@ from spamgpt.pretrained import (
     read_weights,
     write_checkpoint,
 )
+from spamgpt.tail import at, block_at_end
 from spamgpt.trunk import Trunk
 from spamgpt.workspace import show_path, workspace
 
@@ -126,8 +127,8 @@ class Classifier(nn.Module):
         for block in blocks[:-1]:
             x = block(x)
         # Nothing reads the last block's other tokens, so they are not computed.
-        last = blocks[-1].at_end(x, lengths) if len(blocks) else at(x, lengths)  # (B, 1, C)
-        return self.score(self.transformer.ln_f(last.squeeze(1)))
+        last = block_at_end(blocks[-1], x, lengths) if len(blocks) else at(x, lengths)  # (B, C)
+        return self.score(self.transformer.ln_f(last))
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Label scores of padded messages: (B, T) ids, (B,) lengths -> (B, n_labels).

@@ -36,11 +36,6 @@ class GPT2Config:
             raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
 
 
-def at(x: Tensor, lengths: Tensor) -> Tensor:
-    """Each row's last real token: (B, T, C) and true lengths (B,) -> (B, 1, C)."""
-    return x[torch.arange(len(x), device=x.device), lengths - 1].unsqueeze(1)
-
-
 class Attention(nn.Module):
     """Multi-head causal self-attention: a token looks at itself and to its left."""
 
@@ -56,22 +51,6 @@ class Attention(nn.Module):
         p = self.drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(x.shape))
-
-    def at_end(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, C), (B,) -> (B, 1, C)
-        """The same for the last real token alone, without computing any token's key or value.
-
-        q . W_k x = (W_k' q) . x, and a sum of values W_v x is W_v times a sum of x: one product
-        a message, not one a token. Softmax ignores the keys' bias, the same in all of a row.
-        """
-        C, pad = x.shape[2], torch.arange(x.shape[1], device=x.device) >= lengths[:, None]  # (B, T)
-        w_q, w_k, w_v = self.c_attn.weight.view(3, self.n_head, -1, C)  # (nh, hs, C) each
-        b_q, _, b_v = self.c_attn.bias.view(3, self.n_head, -1)  # (nh, hs) each
-        q = torch.einsum("bic,hsc->bhs", at(x, lengths), w_q) + b_q  # (B, nh, hs)
-        scores = torch.einsum("bhs,hsc->bhc", q, w_k) @ x.mT / math.sqrt(q.shape[2])  # (B, nh, T)
-        weights = self.drop(scores.masked_fill(pad[:, None], -math.inf).softmax(dim=2))
-        y = torch.einsum("bhc,hsc->bhs", weights @ x, w_v)  # (B, nh, hs)
-        sums = weights.sum(dim=2, keepdim=True)  # 1 each, but for dropout
-        return self.c_proj((y + sums * b_v).reshape(-1, 1, C))
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, nh, T, hs)
         B, T, C = x.shape
@@ -104,11 +83,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         x = x + self.drop(self.attn(self.ln_1(x)))  # norm first: "pre-norm"
-        return x + self.drop(self.mlp(self.ln_2(x)))
-
-    def at_end(self, x: Tensor, lengths: Tensor) -> Tensor:  # (B, T, C), (B,) -> (B, 1, C)
-        """The block's result for the last real token alone, at a fraction of the work."""
-        x = at(x, lengths) + self.drop(self.attn.at_end(self.ln_1(x), lengths))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 

@@ -47,7 +47,7 @@ def packing_pays() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False  # elsewhere other libraries multiply
-    layer, x = nn.Linear(768, 3072), torch.randn(256, 768)
+    layer, x = nn.Linear(768, 3072), torch.randn(128, 768)
     plain = product(layer, torch.float32, packed=False, gelu=True)
     try:
         packed = product(layer, torch.float32, packed=True, gelu=True)
@@ -66,7 +66,7 @@ def bf16_pays(device: torch.device) -> bool:
     if device.type == "mps":
         return False  # it gains little there and differs between versions of macOS
     packed = device.type == "cpu" and packing_pays()
-    layer, x = nn.Linear(768, 3072, device=device), torch.randn(256, 768, device=device)
+    layer, x = nn.Linear(768, 3072, device=device), torch.randn(128, 768, device=device)
     bf16, fp32 = (product(layer, dtype, packed) for dtype in (torch.bfloat16, torch.float32))
     return _seconds(bf16, x) * 1.5 < _seconds(fp32, x)
 

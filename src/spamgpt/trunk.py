@@ -59,9 +59,9 @@ class Trunk:
         nodes, place = (part.to(self.device) for part in merge(sequences))  # (B, T), (N,)
         x, spread = self.embed(ids).flatten(0, 1)[place], nodes.flatten()  # (N, C), (B * T,)
         for ln_1, c_attn, c_proj, ln_2, c_fc, mlp_c_proj in self.blocks:
-            qkv = c_attn(ln_1(x)).index_select(0, spread).float()  # (B * T, 3 * C)
-            qkv = qkv.view(*nodes.shape, 3, self.n_head, -1)
-            q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, nh, T, hs) each
+            qkv = c_attn(ln_1(x)).index_select(0, spread)  # (B * T, 3 * C)
+            qkv = qkv.view(*nodes.shape, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = (part.float() for part in qkv)  # (B, nh, T, hs) each
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
             x = x + c_proj(y.reshape(-1, x.shape[1]).index_select(0, place))
             x = x + mlp_c_proj(c_fc(ln_2(x)))
