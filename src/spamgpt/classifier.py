@@ -113,7 +113,7 @@ class Classifier(nn.Module):
     def tail(self, x: Tensor, lengths: Tensor, done: int | None = None) -> Tensor:
         """The trained part: (B, T, C) and true lengths (B,) -> label scores (B, n_labels).
 
-        Or what comes after `done` blocks.
+        With `done`, what comes after that many blocks.
         """
         blocks = self.transformer.h[self.frozen_blocks if done is None else done :]
         if self.read == "mean":
@@ -153,8 +153,8 @@ class Classifier(nn.Module):
     ) -> list[Tensor]:
         """What the frozen part makes of encoded messages, computed once: (T, C) in fp32 for each.
 
-        Equal messages share one tensor. With `bf16` matrices are multiplied in bf16 (None:
-        where the hardware is faster so).
+        Equal messages share one tensor. With `bf16` matrices are multiplied in bf16 (None: where
+        the hardware is faster so and there is enough to do).
         """
         different, which = distinct(sequences)
         result: list[Tensor] = [torch.empty(0)] * len(different)
@@ -175,10 +175,10 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Label scores of messages, in their order, on the CPU: (N, n_labels).
 
-        Messages are token ids, or what `trunk_states` made of them. Those of like length
-        share a batch, so that little is spent on padding, and equal ones are computed once;
-        the result does not depend on it. With `bf16` matrices are multiplied in bf16 (None:
-        where the hardware is faster so).
+        Messages are token ids, or what `trunk_states` made of them. Those of like length share
+        a batch, equal ones and equal beginnings are computed once; but for rounding, the result
+        does not depend on it. With `bf16` matrices are multiplied in bf16 (None: where the
+        hardware is faster so and there is enough to do).
         """
         different, which = distinct(sequences)
         last = max(self.transformer.config.n_layer - 1, 0)
@@ -222,7 +222,8 @@ class Classifier(nn.Module):
         """The most probable label of each text.
 
         Reads at most the first n_ctx tokens of a text and warns if there are more. Computes
-        in bf16 where the hardware is faster so; its rounding moves probabilities slightly.
+        many texts in bf16 where the hardware is faster so; its rounding moves probabilities
+        slightly.
         Raises TypeError for what is not text.
         """
         return list(self.classify_stream(texts, progress))
