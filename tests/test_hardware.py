@@ -37,6 +37,13 @@ def test_the_measurement_is_made_once(monkeypatch):
     assert len(calls) == 2  # one for each precision
 
 
+@pytest.mark.parametrize("measure", ["packing_pays", "bf16_pays"])
+def test_measuring_leaves_the_random_numbers_of_a_training_alone(measure):
+    before = torch.random.get_rng_state()
+    hardware.bf16_pays(CPU) if measure == "bf16_pays" else hardware.packing_pays()
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_real_measurement_gives_seconds():
     matrix = torch.ones(8, 8)
     assert 0 < hardware._seconds(lambda x: x @ x, matrix) < 60

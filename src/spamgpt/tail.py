@@ -70,7 +70,7 @@ class _FewRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        grads = grad.view(len(grad), PARTS, -1)  # (B, PARTS, out / PARTS)
+        grads = grad.reshape(len(grad), PARTS, -1)  # (B, PARTS, out / PARTS)
         dx = (grads.transpose(0, 1) @ _parts(weight)).sum(dim=0)
         dw = (grads.permute(1, 2, 0) @ _repeated(x)).view_as(weight)
         return dx, dw, grad.sum(dim=0)
