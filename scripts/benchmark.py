@@ -41,7 +41,7 @@ from spamgpt import assets, sms
 from spamgpt.batching import Messages, data_loader, distinct, pad
 from spamgpt.classifier import Classifier, build_classifier
 from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.hardware import bf16_pays, packing_pays, product
+from spamgpt.hardware import bf16_pays, packing_pays, product, shortest_seconds
 from spamgpt.pretrained import (
     GPT2_RECIPE,
     load_config,
@@ -236,13 +236,8 @@ def least_seconds(classifier: Classifier, messages: Messages, bf16: bool | None)
     for packed in {False, packing_pays()}:
         multiply = product(layer, dtype, packed)
         for rows in (512, 1024, 2048, 4096):  # the fastest of these
-            x = torch.randn(rows, C)
-            multiply(x)
-            for _ in range(10):
-                began = time.perf_counter()
-                multiply(x)
-                seconds = time.perf_counter() - began
-                rate = max(rate, 2 * rows * C * 4 * C / seconds)
+            seconds = shortest_seconds(multiply, torch.randn(rows, C))
+            rate = max(rate, 2 * rows * C * 4 * C / seconds)
     return {"flops": flops, "rate": rate, "seconds": flops / rate}
 
 
@@ -254,34 +249,33 @@ def run_row(args: argparse.Namespace) -> dict:
     if args.row == "bf16":
         return what_bf16_changes()
     classifier = build(args.shape)
-    splits = sms.load_splits()
-    train = messages_of(splits["train"], classifier)
-    # Equal messages would be computed once: each copy begins with another token.
-    train.ids = [[(ids[0] + k) % 5000, *ids[1:]] for k in range(args.times) for ids in train.ids]
-    train.targets = train.targets * args.times
+    inference, ours = args.row.startswith("inference"), args.row[-1] in "CD"
+    bf16 = False if args.row[-1] == "C" else None
+    if inference:
+        _, path = sms.source()
+        messages = messages_of(sms.load(path).assign(target=0)[: args.messages], classifier)
+    else:
+        messages = messages_of(sms.load_splits()["train"], classifier)
+        # Equal messages would be computed once: each copy begins with another token.
+        copies = range(args.times)
+        messages.ids = [[(ids[0] + k) % 5000, *ids[1:]] for k in copies for ids in messages.ids]
+        messages.targets = messages.targets * args.times
     torch.optim.AdamW([torch.zeros(1)])  # torch imports a second's worth of modules with the first
     with PeakMemory() as memory:
-        if args.row in ("A", "B"):
+        if inference and ours:
+            result = infer_ours(classifier, messages, bf16)
+        elif inference:
+            result = infer_reference(classifier, messages)
+        elif ours:
+            result = train_ours(classifier, messages, args.epochs, bf16)
+        else:
             loop = train_textbook if args.row == "A" else train_reference
             epochs = args.reference_epochs or args.epochs
-            result = loop(classifier, train, epochs)
+            result = loop(classifier, messages, epochs)
             result["seconds"] *= args.epochs / epochs  # all epochs are the same work
-        elif args.row in "CD":
-            bf16 = False if args.row == "C" else None
-            result = train_ours(classifier, train, args.epochs, bf16)
-            result["least"] = least_seconds(classifier, train, bf16)
-        else:
-            _, path = sms.source()
-            table = sms.load(path).assign(target=0)
-            texts = messages_of(table[: args.messages], classifier)
-            if args.row == "inference B":
-                result = infer_reference(classifier, texts)
-            else:
-                bf16 = False if args.row[-1] == "C" else None
-                result = infer_ours(classifier, texts, bf16)
-                result["least"] = least_seconds(classifier, texts, bf16)
-            result["messages"] = len(texts)
-    return result | {"memory": memory.peak}
+    if ours:
+        result["least"] = least_seconds(classifier, messages, bf16)
+    return result | {"messages": len(messages), "memory": memory.peak}
 
 
 def in_own_process(args: argparse.Namespace, row: str, times: int = 1) -> dict:

@@ -24,14 +24,14 @@ def _forget():
 @pytest.mark.parametrize(("bf16_seconds", "pays"), [(0.5, True), (0.9, False), (3.0, False)])
 def test_bf16_is_used_only_where_it_is_clearly_faster(monkeypatch, bf16_seconds, pays):
     seconds = {torch.bfloat16: bf16_seconds, torch.float32: 1.0}
-    monkeypatch.setattr(hardware, "_seconds", lambda f, x: seconds[f(x).dtype])
+    monkeypatch.setattr(hardware, "shortest_seconds", lambda f, x: seconds[f(x).dtype])
     assert hardware.bf16_pays(CPU) is pays
 
 
 def test_the_measurement_is_made_once(monkeypatch):
     calls = []
     monkeypatch.setattr(hardware, "packing_pays", lambda: False)
-    monkeypatch.setattr(hardware, "_seconds", lambda f, x: calls.append(x) or 1.0)
+    monkeypatch.setattr(hardware, "shortest_seconds", lambda f, x: calls.append(x) or 1.0)
     hardware.bf16_pays(CPU)
     hardware.bf16_pays(CPU)
     assert len(calls) == 2  # one for each precision
@@ -46,7 +46,7 @@ def test_measuring_leaves_the_random_numbers_of_a_training_alone(measure):
 
 def test_a_real_measurement_gives_seconds():
     matrix = torch.ones(8, 8)
-    assert 0 < hardware._seconds(lambda x: x @ x, matrix) < 60
+    assert 0 < hardware.shortest_seconds(lambda x: x @ x, matrix) < 60
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -66,7 +66,7 @@ def test_a_product_is_what_the_layer_computes(dtype, near, packed, gelu):
 
 def test_packing_is_not_used_where_it_is_slower(monkeypatch):
     seconds = iter([2.0, 1.0])  # packed, plain
-    monkeypatch.setattr(hardware, "_seconds", lambda f, x: next(seconds))
+    monkeypatch.setattr(hardware, "shortest_seconds", lambda f, x: next(seconds))
     assert hardware.packing_pays() is False
 
 

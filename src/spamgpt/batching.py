@@ -76,6 +76,11 @@ class Messages(Dataset):
         return collate(items, self.pad_id)
 
 
+def are_states(sequences: Sequence) -> bool:
+    """Whether these are hidden states (T, C) of messages rather than their token ids."""
+    return len(sequences) > 0 and isinstance(sequences[0], Tensor)
+
+
 def pad(
     sequences: Sequence[Sequence[int]] | Sequence[Tensor], pad_id: int
 ) -> tuple[Tensor, Tensor]:
@@ -84,7 +89,7 @@ def pad(
     Hidden states (T, C) in place of ids are padded with zeros to (B, T, C).
     """
     lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
-    if isinstance(sequences[0], Tensor):
+    if are_states(sequences):
         return pad_sequence(sequences, batch_first=True), lengths
     ids = torch.full((len(sequences), int(lengths.max())), pad_id)  # (B, T)
     for row, sequence in zip(ids, sequences, strict=True):

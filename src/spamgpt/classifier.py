@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from spamgpt.batching import batches_by_length, distinct, encode, pad
+from spamgpt.batching import are_states, batches_by_length, distinct, encode, pad
 from spamgpt.gpt2 import GPT2
 from spamgpt.pretrained import (
     Base,
@@ -181,8 +181,8 @@ class Classifier(nn.Module):
         hardware is faster so and there is enough to do).
         """
         different, which = distinct(sequences)
-        last = max(self.transformer.config.n_layer - 1, 0)
-        done = self.frozen_blocks if _are_states(different) else last
+        last = self.transformer.config.n_layer - 1
+        done = self.frozen_blocks if are_states(different) else last
         result = torch.empty(len(different), len(self.label_names))
         with self._evaluating():
             for rows, x, lengths in self._states(different, done, bf16):
@@ -194,7 +194,7 @@ class Classifier(nn.Module):
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(row numbers, states after `n_blocks` blocks, lengths) of batches; kept states pass."""
         device = self.score.weight.device
-        if _are_states(sequences):
+        if are_states(sequences):
             states = partial(pad, pad_id=0)
         else:
             states = Trunk(self.transformer, n_blocks, bf16, sum(map(len, sequences)))
@@ -223,8 +223,7 @@ class Classifier(nn.Module):
 
         Reads at most the first n_ctx tokens of a text and warns if there are more. Computes
         many texts in bf16 where the hardware is faster so; its rounding moves probabilities
-        slightly.
-        Raises TypeError for what is not text.
+        slightly. Raises TypeError for what is not text.
         """
         return list(self.classify_stream(texts, progress))
 
@@ -253,10 +252,6 @@ class Classifier(nn.Module):
                     yield Prediction(self.label_names[int(row.argmax())], float(row.max()))
                 done += len(held)
                 bar.update(len(held))
-
-
-def _are_states(sequences: Sequence) -> bool:
-    return any(isinstance(sequence, Tensor) for sequence in sequences[:1])
 
 
 def build_classifier(base: Base, label_names: Sequence[str], read: str = "last") -> Classifier:

@@ -54,7 +54,7 @@ def packing_pays() -> bool:
         same = torch.allclose(packed(x), plain(x), atol=1e-4)
     except (AttributeError, RuntimeError):  # a torch without these operators
         return False
-    return same and _seconds(packed, x) <= _seconds(plain, x)
+    return same and shortest_seconds(packed, x) <= shortest_seconds(plain, x)
 
 
 @lru_cache
@@ -68,7 +68,7 @@ def bf16_pays(device: torch.device) -> bool:
     packed = device.type == "cpu" and packing_pays()
     layer, x = (part.to(device) for part in _sample())
     bf16, fp32 = (product(layer, dtype, packed) for dtype in (torch.bfloat16, torch.float32))
-    return _seconds(bf16, x) * 1.5 < _seconds(fp32, x)
+    return shortest_seconds(bf16, x) * 1.5 < shortest_seconds(fp32, x)
 
 
 def _sample() -> tuple[nn.Linear, Tensor]:
@@ -77,8 +77,8 @@ def _sample() -> tuple[nn.Linear, Tensor]:
         return nn.Linear(768, 3072), torch.randn(128, 768)
 
 
-def _seconds(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """The shortest of ten calls, after one to warm up: other programs disturb."""
+def shortest_seconds(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """The shortest of ten calls of f(x), after one to warm up: other programs disturb."""
     times = []
     with torch.no_grad():
         for _ in range(11):

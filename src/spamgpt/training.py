@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from spamgpt import SEED
-from spamgpt.batching import Batch, Messages, data_loader, distinct
+from spamgpt.batching import Batch, Messages, are_states, data_loader, distinct
 from spamgpt.checkpoints import Checkpoint, identity
 from spamgpt.classifier import Classifier
 from spamgpt.evaluation import loss_and_accuracy
@@ -90,7 +90,7 @@ def _fit(
     optimizer = torch.optim.AdamW(
         _parameter_groups(classifier, recipe), weight_decay=recipe.weight_decay, fused=True
     )
-    ready = isinstance(train.ids[0], Tensor)  # what the frozen part made of the messages
+    ready = are_states(train.ids)
     if classifier.frozen_blocks and not classifier.trains_embeddings and not ready:
         train, validation = _run_frozen_part(
             classifier, (train, validation), max_cache_bytes, bf16, progress
@@ -192,7 +192,6 @@ def _run_frozen_part(
             f"{max_bytes / 1e6:,.0f} MB allowed: they are computed anew at each step, more slowly."
         )
         return list(parts)
-    classifier.eval()
     cached = [copy.copy(part) for part in parts]
     for part in cached:
         part.ids = classifier.trunk_states(part.ids, bf16, progress)
