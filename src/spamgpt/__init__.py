@@ -2,7 +2,7 @@
 
 import sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The lecture's seed: whatever is drawn at random starts here, unless a caller says otherwise.
 SEED = 123

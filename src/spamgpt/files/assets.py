@@ -1,12 +1,8 @@
-"""Every external file of the series: where it comes from, how it is checked, where it lies.
+"""Every external file of the series: where it comes from, how it is checked, where it is kept.
 
 `fetch(name)` gives the path of a verified local file, or raises `AssetError` with one
 sentence per place that was tried. Files are asked for in this order: the workspace's
 cache, the folder or address in SPAMGPT_MIRROR, the internet.
-
-Settings, both optional environment variables:
-    SPAMGPT_MIRROR   folder or base URL that holds the files by name, asked first
-    SPAMGPT_OFFLINE  1 = never ask the internet (the mirror is still asked)
 """
 
 import hashlib
@@ -20,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from spamgpt.download import LOGIN_PAGE, check_room, disk_full, download, reason_of
-from spamgpt.workspace import atomic, chosen, show_path, workspace
+from spamgpt import settings
+from spamgpt.files.download import LOGIN_PAGE, check_room, disk_full, download, reason_of
+from spamgpt.files.workspace import atomic, show_path, workspace
 
 
 class AssetError(RuntimeError):
@@ -130,13 +126,8 @@ ASSETS = {
 
 
 def cached(name: str) -> Path:
-    """Where the file called `name` lies once it is fetched."""
+    """Where the file called `name` is kept once it is fetched."""
     return workspace() / "cache" / ASSETS[name].filename
-
-
-def offline() -> bool:
-    """Whether SPAMGPT_OFFLINE forbids asking the internet."""
-    return os.environ.get("SPAMGPT_OFFLINE", "").lower() in {"1", "true", "yes"}
 
 
 def verify(path: Path, asset: Asset) -> None:
@@ -150,7 +141,7 @@ def verify(path: Path, asset: Asset) -> None:
                 return
         except SafetensorError as error:
             problem = f"{path.stat().st_size:,} bytes that are no safetensors file: {error}"
-    elif (found := pooch.file_hash(path)) == asset.sha256:
+    elif (found := _sha256(path)) == asset.sha256:
         return
     else:
         problem = (
@@ -164,30 +155,28 @@ def verify(path: Path, asset: Asset) -> None:
     )
 
 
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def available(name: str) -> bool:
     """Whether `fetch(name)` needs no internet: the file is cached, or in a mirror folder."""
-    mirror = os.environ.get("SPAMGPT_MIRROR", "")
-    in_mirror = (
-        mirror
-        and "://" not in mirror
-        and any((Path(mirror) / file).is_file() for file in ASSETS[name].mirror_names)
+    mirror = settings.mirror() or "://"  # an address has to be asked
+    in_mirror = "://" not in mirror and any(
+        (Path(mirror) / file).is_file() for file in ASSETS[name].mirror_names
     )
-    return cached(name).is_file() or bool(in_mirror)
-
-
-def why_stand_in(key: str, stand_in: str, name: str) -> str | None:
-    """Why this workspace remembers `stand_in` for `key`, as long as `name` is not at hand."""
-    known = chosen(key)
-    if known and known["name"] == stand_in and not available(name):
-        return known["reason"]
-    return None
+    return cached(name).is_file() or in_mirror
 
 
 def fetch(name: str) -> Path:
     """Path of the verified local file called `name`, downloaded if need be.
 
     Processes that want the same file at once wait for the first one. Large files that
-    were interrupted go on where they broke off.
+    were interrupted continue where they broke off.
 
     Raises:
         KeyError: no such file in the table.
@@ -218,7 +207,7 @@ def fetch(name: str) -> Path:
             if tried and tried[-1][1] != short:
                 print(f"{name}: {tried[-1][1]}: {tried[-1][2]}; taken from {short} instead")
             return target
-    if offline():
+    if settings.offline():
         tried.append(("the internet",) * 2 + ("not asked, since SPAMGPT_OFFLINE is set",))
     raise AssetError(
         f"{name} could not be fetched:\n"
@@ -236,7 +225,7 @@ def _advice(name: str, asset: Asset) -> str:
 
 
 def _have(asset: Asset, target: Path) -> bool:
-    """Whether the file lies there and is the right one."""
+    """Whether the file is there and is the right one."""
     try:
         verify(target, asset)
     except (FileNotFoundError, NotADirectoryError, AssetError):
@@ -277,7 +266,7 @@ def _temporary(asset: Asset, target: Path, place: str) -> Iterator[Path]:
     """Where to bring the file; becomes `target` once the content is verified.
 
     Weights are hundreds of megabytes: what was downloaded of them stays until it is
-    complete, so that the next try goes on there, from whatever address. The name holds
+    complete, so that the next try continues there, from whatever address. The name holds
     what pins the content, so that parts of two versions never meet.
     """
     if asset.hub is None or "://" not in place:
@@ -299,7 +288,7 @@ def _temporary(asset: Asset, target: Path, place: str) -> Iterator[Path]:
 def _places(asset: Asset) -> list[str]:
     """Mirror first, then the published addresses."""
     places = []
-    if mirror := os.environ.get("SPAMGPT_MIRROR"):
+    if mirror := settings.mirror():
         names = asset.mirror_names
         if "://" in mirror:
             places += [f"{mirror.rstrip('/')}/{name}" for name in names]
@@ -341,10 +330,8 @@ def _most(asset: Asset) -> float:
 
 def _hub_url(asset: Asset) -> str:
     """The address of a file on Hugging Face (or on the copy that HF_ENDPOINT names)."""
-    from huggingface_hub import hf_hub_url
-
     repository, revision = asset.hub
-    return hf_hub_url(repository, Path(asset.filename).name, revision=revision)
+    return f"{settings.hub()}/{repository}/resolve/{revision}/{Path(asset.filename).name}"
 
 
 def addresses(name: str) -> list[str]:
@@ -353,6 +340,6 @@ def addresses(name: str) -> list[str]:
 
 
 def _addresses(asset: Asset) -> list[str]:
-    if offline():
+    if settings.offline():
         return []
     return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]

@@ -29,15 +29,15 @@ class DownloadError(OSError):
 def download(
     url: str, target: Path, size: int | None = None, most: float = math.inf, resume: bool = False
 ) -> None:
-    """Write what `url` has to `target`, going on where that ends.
+    """Write what `url` has to `target`, continuing where that ends.
 
     With `size`, nothing of another size is taken; more than `most` bytes are never written.
     With `resume`, shows its progress, and what arrived stays for the next call.
 
-    huggingface_hub goes on with an interrupted file within one run only, and moves it into
-    place unverified; pooch starts anew, and does not ask a busy server again. Hence
-    requests: urllib3 asks a busy server again, the loop takes a broken connection up again
-    as long as that brings more bytes.
+    huggingface_hub continues an interrupted file within one run only, and moves it into
+    place unverified; pooch starts again from the first byte, and does not ask a busy server
+    again. Hence requests: urllib3 asks a busy server again, the loop takes a broken connection
+    up again as long as that brings more bytes.
 
     Raises OSError; `reason_of` says in words what it means.
     """
@@ -69,7 +69,7 @@ def download(
                 failures = 1 if got > have else failures + 1
                 if failures > RETRIES:
                     of = f" of {size:,}" if size else ""
-                    kept = "; the next try goes on there" if resume else ""
+                    kept = "; the next try continues there" if resume else ""
                     raise DownloadError(
                         f"the connection broke off after {got:,}{of} bytes{kept}"
                     ) from error
@@ -79,7 +79,7 @@ def download(
 def _stream(
     session: requests.Session, url: str, target: Path, size: int | None, most: float, resume: bool
 ) -> None:
-    """Append to `target` what is missing there; begin anew if the server cannot do that."""
+    """Append to `target` what is missing there; begin again if the server cannot do that."""
     have = _size(target)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     timeout = (connect_seconds(url), READ_SECONDS)

@@ -1,7 +1,6 @@
 """The workspace: the folder for whatever is fetched, made or trained, and how to write there.
 
-SPAMGPT_WORKSPACE names another folder than the project's data/. What the repository
-carries (`SAMPLE`, `POCKET`) is only read.
+What the repository carries (`BUNDLED`) is only read.
 """
 
 import json
@@ -13,14 +12,12 @@ from pathlib import Path
 
 import psutil
 
-PROJECT = Path(__file__).resolve().parents[2]
-SAMPLE = PROJECT / "data" / "bundled" / "sms_sample.tsv"
-POCKET = PROJECT / "data" / "bundled" / "pocket-gpt"
+from spamgpt import settings
+from spamgpt.settings import PROJECT, workspace
 
-
-def workspace() -> Path:
-    """The folder for whatever is fetched, made or trained."""
-    return Path(os.environ.get("SPAMGPT_WORKSPACE") or PROJECT / "data").resolve()
+BUNDLED = PROJECT / "data" / "bundled"
+SAMPLE = BUNDLED / "sms_sample.tsv"
+POCKET = BUNDLED / "pocket-gpt"
 
 
 def show_path(path: Path) -> str:
@@ -82,8 +79,8 @@ def notice(text: str) -> None:
     print("└" + "─" * 78 + "┘")
 
 
-# The base model and the data set are chosen once for a workspace, so that all notebooks
-# of one run agree and no cell waits twice for a dead network.
+# The base model, the data set and the precision are chosen once for a workspace, so that all
+# notebooks of one run agree and no cell waits twice for a dead network.
 
 
 def _choices() -> dict:
@@ -92,23 +89,24 @@ def _choices() -> dict:
         choices = read_json(workspace() / "choices.json")
     except (OSError, ValueError):  # none yet, or damaged
         return {}
-    return choices if choices.get("mirror") == os.environ.get("SPAMGPT_MIRROR") else {}
+    return choices if choices.get("mirror") == settings.mirror() else {}
 
 
 def chosen(key: str) -> dict | None:
-    """What this workspace decided for `key` ("base" or "data"): name and reason, or None."""
+    """What this workspace decided for `key` ("base", "data" …): name and reason, or None."""
     return _choices().get(key)
 
 
 def remember(key: str, name: str, reason: str) -> None:
-    """Write a decision down for the notebooks to come; where nothing can be written, they
-    find out anew."""
-    choices = _choices() | {key: {"name": name, "reason": reason}}
-    choices["mirror"] = os.environ.get("SPAMGPT_MIRROR")
+    """Write a decision down for the notebooks to come.
+
+    Where nothing can be written, each of them has to find out for itself.
+    """
+    choices = _choices() | {key: {"name": name, "reason": reason}, "mirror": settings.mirror()}
     with suppress(OSError):
         write_json(workspace() / "choices.json", choices)
 
 
 def forget_choices() -> None:
-    """Let the next notebook find out anew what can be had."""
+    """Let the next notebook find out again what can be had."""
     (workspace() / "choices.json").unlink(missing_ok=True)
