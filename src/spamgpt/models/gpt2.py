@@ -8,6 +8,10 @@ Shapes, here and in every notebook:
     C   channels (n_embd)     V   vocabulary size (n_vocab)
     nh  heads (n_head)        hs  head size (C / nh)
 
+A block that is asked for the tokens at `last` (B,) alone gives (B, C) in place of (B, T, C):
+where nothing reads the others, as in the last block under a classifier, they need not be
+computed.
+
 Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019,
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
 """
@@ -36,6 +40,11 @@ class GPT2Config:
             raise ValueError(f"n_embd = {self.n_embd} is no multiple of n_head = {self.n_head}")
 
 
+def at(x: Tensor, position: Tensor) -> Tensor:
+    """One token of each row: (B, T, C) and positions (B,) -> (B, C)."""
+    return x[torch.arange(len(x), device=x.device), position]
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention: a token looks at itself and to its left."""
 
@@ -46,15 +55,21 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # query, key and value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        q, k, v = (self._heads(part) for part in self.c_attn(x).chunk(3, dim=2))
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with `last` -> (B, C)."""
+        q, k, v = self.c_attn(x).chunk(3, dim=2)
+        mask = None
+        if last is not None:
+            q = at(q, last).unsqueeze(1)  # (B, 1, C)
+            mask = (torch.arange(x.shape[1], device=x.device) <= last[:, None])[:, None, None]
+        q, k, v = (self._heads(part) for part in (q, k, v))
         p = self.drop.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, nh, T, hs)
-        return self.c_proj(y.transpose(1, 2).reshape(x.shape))
+        y = F.scaled_dot_product_attention(q, k, v, mask, p, is_causal=mask is None)
+        y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, C)
+        return self.c_proj(y if last is None else y.squeeze(1))
 
     def _heads(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, nh, T, hs)
-        B, T, C = x.shape
-        return x.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        return x.unflatten(2, (self.n_head, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -65,7 +80,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
         # The tanh form is the one GPT-2 was trained with; the exact GELU changes its logits.
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
@@ -81,15 +96,17 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.drop(self.attn(self.ln_1(x)))  # norm first: "pre-norm"
+    def forward(self, x: Tensor, last: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with `last` -> (B, C)."""
+        y = self.drop(self.attn(self.ln_1(x), last))  # norm first: "pre-norm"
+        x = y + (x if last is None else at(x, last))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
 class GPT2(nn.Module):
-    """Token ids in, one score per vocabulary entry and position out.
+    """Token ids in, one logit per vocabulary entry and position out.
 
-    There is no separate output layer: the scores are products with the token
+    There is no separate output layer: the logits are products with the token
     embeddings `wte` ("weight tying"), as in the published model.
     """
 
@@ -102,6 +119,20 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.apply(self._init_weights)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks, under the name that every architecture gives them."""
+        return self.h
+
+    @property
+    def norm(self) -> nn.Module:
+        """The norm after the blocks."""
+        return self.ln_f
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The weights of `wte` and `wpe`."""
+        return [self.wte.weight, self.wpe.weight]
 
     def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's start values (section 2.3): normal(0, 0.02), residual outputs scaled down."""
@@ -134,40 +165,5 @@ class GPT2(nn.Module):
         return self.ln_f(x)
 
     def forward(self, idx: Tensor) -> Tensor:
-        """Next-token scores (logits) at every position: (B, T) ids -> (B, T, V)."""
+        """Next-token logits at every position: (B, T) ids -> (B, T, V)."""
         return F.linear(self.hidden(idx), self.wte.weight)
-
-
-@torch.no_grad()
-def generate(
-    model: GPT2,
-    idx: Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    stop: int | None = None,
-    seed: int | None = None,
-) -> Tensor:
-    """Continue one text: (1, T) ids -> (1, T + at most max_new_tokens).
-
-    Each new token is drawn from softmax(logits / temperature) over the `top_k` most
-    likely ones; temperature 0 always takes the most likely. Stops after the token
-    `stop`. Only the last `n_ctx` tokens are read, so the text may grow beyond them.
-    """
-    generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
-    was_training = model.training
-    model.eval()
-    for _ in range(max_new_tokens):
-        logits = model(idx[:, -model.config.n_ctx :])[:, -1]  # (1, V)
-        if temperature == 0:
-            new = logits.argmax(dim=-1, keepdim=True)  # (1, 1)
-        else:
-            if top_k is not None:
-                kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-                logits = logits.masked_fill(logits < kth, -math.inf)
-            new = (logits / temperature).softmax(dim=-1).multinomial(1, generator=generator)
-        idx = torch.cat([idx, new], dim=1)
-        if stop is not None and new.item() == stop:
-            break
-    model.train(was_training)
-    return idx

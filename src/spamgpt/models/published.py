@@ -1,28 +1,22 @@
-"""A base model by name: its weights in our model, its tokenizer, its fine-tuning recipe.
+"""Published GPT-2 files: their configurations, and their weights in our model.
 
-Published GPT-2 files store the matrices of their "Conv1D" layers as (inputs, outputs),
-torch's `Linear` as (outputs, inputs). Transposing those four matrices of each block is
-all the mapping there is; the names are the same.
+They store the matrices of their "Conv1D" layers as (inputs, outputs), torch's `Linear` as
+(outputs, inputs). Transposing those four matrices of each block is all the mapping there is;
+the names are the same.
 """
 
 import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import tiktoken
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from tiktoken.load import load_tiktoken_bpe
-from tiktoken_ext.openai_public import r50k_pat_str
 from torch import Tensor
 
-from spamgpt import assets
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.workspace import POCKET, atomic, notice, read_json, remember, show_path, write_json
+from spamgpt.files.workspace import atomic, read_json, show_path, write_json
+from spamgpt.models.gpt2 import GPT2, GPT2Config
 
-END = "<|endoftext|>"
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # The causal masks that older files store beside the weights; they hold nothing learned.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
@@ -32,7 +26,6 @@ CONFIGS = {
     "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
 }
-BASE_NAMES = (*CONFIGS, "pocket")
 # Our name of each number of the architecture, and the published one.
 CONFIG_NAMES = {
     "n_layer": "n_layer",
@@ -41,128 +34,22 @@ CONFIG_NAMES = {
     "n_ctx": "n_positions",
     "n_vocab": "vocab_size",
 }
+# Entries that change what a model computes, with the values that `gpt2.GPT2` implements. The
+# names are those of transformers' GPT2Config; an entry that is missing has the first value.
+IMPLEMENTED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one formula
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "tie_word_embeddings": (True,),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+}
 FORMAT = 1  # of the files we save; a change that older code cannot read raises it
 PICKLE = (b"\x80", b"PK\x03\x04")  # how pickles, and the zip files that torch.save makes, begin
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a base model is fine-tuned: what is trained, and how fast.
-
-    `trained_blocks` counts from the end and includes `ln_f` and the head; None trains
-    everything. `learning_rate` and `weight_decay` are AdamW's; with `decay`, the learning
-    rate falls linearly to zero over the training, else it stays. `dropout` is the share of
-    hidden values that are set to zero at random in training. With `embedding_rate` the
-    embeddings are trained as well, whatever is frozen above them, at a learning rate of
-    their own: a token that occurs in a few messages moves in a few steps only.
-    """
-
-    trained_blocks: int | None
-    learning_rate: float
-    weight_decay: float = 0.1
-    batch_size: int = 8
-    epochs: int = 5
-    decay: bool = False
-    dropout: float = 0.0
-    embedding_rate: float | None = None
-
-
-# The lecture's recipe for GPT-2. Pocket GPT's was chosen by cross-validation (see its model card).
-GPT2_RECIPE = Recipe(trained_blocks=1, learning_rate=5e-5)
-POCKET_RECIPE = Recipe(
-    trained_blocks=3, learning_rate=3e-4, epochs=4, decay=True, dropout=0.1, embedding_rate=3e-3
-)
-
-
-@dataclass
-class Base:
-    """A pretrained model with what belongs to it."""
-
-    name: str
-    model: GPT2
-    tokenizer: tiktoken.Encoding
-    recipe: Recipe
-
-
-def load_base(name: str | None = None) -> Base:
-    """The base model `name`, or the one that SPAMGPT_BASE names (default: "auto").
-
-    "auto" takes GPT-2 if its files are here or can be fetched, otherwise the embedded
-    Pocket GPT; it says so, and remembers it for the workspace.
-
-    Raises:
-        ValueError: there is no base model of that name.
-        AssetError: a model named explicitly cannot be had.
-    """
-    if name in (None, "auto"):
-        name = announce_base()
-    if name == "pocket":
-        return load_pocket()
-    tokenizer = load_tokenizer(name)
-    model = GPT2(CONFIGS[name])
-    load_weights(model, read_weights(assets.fetch(name)))
-    return Base(name, model.eval(), tokenizer, GPT2_RECIPE)
-
-
-def load_pocket(folder: Path = POCKET) -> Base:
-    """The embedded Pocket GPT, or another that `scripts/pretrain_pocket.py` wrote to `folder`."""
-    model = GPT2(load_config(folder))
-    load_weights(model, read_weights(folder / "model.safetensors"))
-    tokenizer = tokenizer_from_ranks(folder / "pocket.tiktoken")
-    return Base("pocket", model.eval(), tokenizer, POCKET_RECIPE)
-
-
-def announce_base() -> str:
-    """The name of the base model to use; prints a notice where Pocket GPT stands in for GPT-2."""
-    wanted = os.environ.get("SPAMGPT_BASE") or "auto"
-    if wanted != "auto":
-        return wanted
-    if reason := assets.why_stand_in("base", "pocket", "gpt2"):
-        notice(_pocket_notice(reason))
-        return "pocket"
-    try:
-        load_tokenizer("gpt2")
-        assets.fetch("gpt2")
-    except assets.AssetError as error:
-        remember("base", "pocket", error.brief)
-        notice(_pocket_notice(error.brief))
-        return "pocket"
-    remember("base", "gpt2", "its files are here")
-    return "gpt2"
-
-
-def _pocket_notice(reason: str) -> str:
-    return (
-        "BASE MODEL: the embedded Pocket GPT stands in for GPT-2 124M.\n"
-        f"{reason}\n"
-        "Same architecture, same code, fewer parameters. With internet, run\n"
-        "python -m spamgpt fetch"
-    )
-
-
-# --- tokenizers -----------------------------------------------------------------------
-
-
-def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """The tokenizer of the base model `name`; ValueError for an unknown name."""
-    if name not in BASE_NAMES:
-        raise ValueError(f"no base model {name!r}: choose one of auto, {', '.join(BASE_NAMES)}")
-    if name == "pocket":
-        return tokenizer_from_ranks(POCKET / "pocket.tiktoken")
-    for file in ("vocab.bpe", "encoder.json"):
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(assets.fetch(file).parent)
-    return tiktoken.get_encoding("gpt2")
-
-
-def tokenizer_from_ranks(path: Path) -> tiktoken.Encoding:
-    """A byte-level BPE from a .tiktoken rank file, with GPT-2's way of cutting words."""
-    ranks = load_tiktoken_bpe(str(path))
-    return tiktoken.Encoding(
-        path.stem, pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END: len(ranks)}
-    )
-
-
-# --- checkpoints ----------------------------------------------------------------------
 
 
 def read_config(folder: Path) -> dict:
@@ -207,7 +94,8 @@ def _header(path: Path) -> dict[str, str]:
 def load_config(folder: Path) -> GPT2Config:
     """The architecture from a config.json with the published names (see `read_config`).
 
-    Raises ValueError besides, if an entry is missing or not a positive number.
+    Raises ValueError besides, if an entry is missing or not a positive number, or asks for
+    what this model does not compute.
     """
     config, names = read_config(folder), CONFIG_NAMES
     wrong = [name for name in names.values() if not _is_count(config.get(name))]
@@ -216,7 +104,25 @@ def load_config(folder: Path) -> GPT2Config:
             f"{show_path(folder)}/config.json does not describe a GPT-2: "
             + ", ".join(f"{name} is {config.get(name)!r}" for name in wrong)
         )
+    refuse_unimplemented(config, f"{show_path(folder)}/config.json")
     return GPT2Config(**{ours: config[published] for ours, published in names.items()})
+
+
+def refuse_unimplemented(config: dict, name: str) -> None:
+    """Raise ValueError if an entry of a config.json changes the result in a way that we lack.
+
+    Loaded all the same, such a model would compute something else, and nothing would say so.
+    """
+    wrong = [
+        f"{key} is {config[key]!r}, only {' or '.join(map(repr, values))} is implemented"
+        for key, values in IMPLEMENTED.items()
+        if config.get(key, values[0]) not in values
+    ]
+    inner, width = config.get("n_inner"), config.get("n_embd")
+    if inner is not None and inner != 4 * width:
+        wrong.append(f"n_inner is {inner!r}, only {4 * width} (4 n_embd) is implemented")
+    if wrong:
+        raise ValueError(f"{name} asks for what this GPT-2 does not compute: {'; '.join(wrong)}")
 
 
 def _is_count(value: object) -> bool:

@@ -1,0 +1,1 @@
+"""Base models: what they compute, and the published files that hold their weights."""
