@@ -1,11 +1,10 @@
 """Messages -> token ids -> padded batches with their true lengths -> data loaders.
 
-Padding stands on the right. With causal attention nothing to the right can reach a
+Padding is on the right. With causal attention nothing to the right can reach a
 token, so the hidden state at a message's last real token is the same in every batch,
-and no attention mask is needed. What a batch must carry is where that token stands.
+and no attention mask is needed. What a batch must carry is where that token is.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,15 @@ class Batch(NamedTuple):
     ids: Tensor
     lengths: Tensor
     targets: Tensor
+
+
+class StateBatch(NamedTuple):
+    """Padded hidden states (B, T, C) after `n_blocks` blocks, lengths (B,), targets (B,)."""
+
+    states: Tensor
+    lengths: Tensor
+    targets: Tensor
+    n_blocks: int
 
 
 def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding, first: int = 0) -> list[list[int]]:
@@ -76,21 +84,33 @@ class Messages(Dataset):
         return collate(items, self.pad_id)
 
 
-def are_states(sequences: Sequence) -> bool:
-    """Whether these are hidden states (T, C) of messages rather than their token ids."""
-    return len(sequences) > 0 and isinstance(sequences[0], Tensor)
+class HiddenStates(Dataset):
+    """Cached hidden states of messages after the first `n_blocks` blocks, with their targets.
 
-
-def pad(
-    sequences: Sequence[Sequence[int]] | Sequence[Tensor], pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """Pad on the right to the longest: ids (B, T) and true lengths (B,).
-
-    Hidden states (T, C) in place of ids are padded with zeros to (B, T, C).
+    Item i is (states (T, C) in fp32, target). Where those blocks are frozen, this stands for
+    the messages: whatever is trained on it gets what it would get from the token ids.
     """
+
+    def __init__(self, states: Sequence[Tensor], targets: Sequence[int], n_blocks: int):
+        self.states, self.targets, self.n_blocks = list(states), list(targets), n_blocks
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.states[index], self.targets[index]
+
+    def collate(self, items: Sequence[tuple[Tensor, int]]) -> StateBatch:
+        """Join items to a batch, padded with zeros, that is as wide as its longest message."""
+        states, targets = zip(*items, strict=True)
+        lengths = torch.tensor([len(state) for state in states])
+        x = pad_sequence(states, batch_first=True)
+        return StateBatch(x, lengths, torch.tensor(targets), self.n_blocks)
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad on the right to the longest: ids (B, T) and true lengths (B,)."""
     lengths = torch.tensor([len(ids) for ids in sequences])  # (B,)
-    if are_states(sequences):
-        return pad_sequence(sequences, batch_first=True), lengths
     ids = torch.full((len(sequences), int(lengths.max())), pad_id)  # (B, T)
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = torch.tensor(sequence)
@@ -104,46 +124,29 @@ def collate(items: Sequence[tuple[Sequence[int], int]], pad_id: int) -> Batch:
     return Batch(ids, lengths, torch.tensor(targets))
 
 
-def distinct(sequences: Sequence) -> tuple[list, list[int]]:
-    """(the different sequences, for each sequence which of them it is).
-
-    Token ids are compared by value, tensors by identity.
-    """
-    keys = [s if isinstance(s, Tensor) else tuple(s) for s in sequences]
-    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    return list(number), [number[key] for key in keys]
+def distinct(sequences: Sequence[Sequence[int]]) -> tuple[list, list[int]]:
+    """(the different sequences, for each sequence which of them it is)."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(map(tuple, sequences)))}
+    return list(number), [number[tuple(s)] for s in sequences]
 
 
-def batches_by_length(
-    sequences: Sequence[Sequence[int]] | Sequence[Tensor], max_tokens: int
-) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Row numbers of batches for which order does not matter: short with short, long with long.
 
-    Token ids of about the same length stand in alphabetical order, as it were, so that messages
-    with the same beginning meet. No batch is larger than `max_tokens` with its pads, unless a
-    single message is.
+    No batch is larger than `max_tokens` with its pads, unless a single message is.
     """
-
-    def key(row: int) -> tuple:
-        sequence = sequences[row]
-        if isinstance(sequence, Tensor):
-            return (len(sequence),)
-        return math.ceil(len(sequence) / 8), tuple(sequence)  # 1 to 8 tokens, 9 to 16, ...
-
     batch: list[int] = []
-    width = 0
-    for row in sorted(range(len(sequences)), key=key):
-        width = max(width, len(sequences[row]))
-        if batch and (len(batch) + 1) * width > max_tokens:
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > max_tokens:
             yield batch
-            batch, width = [], len(sequences[row])
+            batch = []
         batch.append(row)
     if batch:
         yield batch
 
 
 def data_loader(
-    messages: Messages,
+    messages: Messages | HiddenStates,
     batch_size: int,
     shuffle: bool = False,
     drop_last: bool = False,

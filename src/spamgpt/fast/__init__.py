@@ -1,0 +1,1 @@
+"""The same results sooner. `blocks` replaces a block, `precision` decides how it multiplies."""
