@@ -1,4 +1,4 @@
-"""What `fit` keeps after each epoch, so that an interrupted training can go on.
+"""What `fit` keeps after each epoch, so that an interrupted training can continue.
 
 One safetensors file: the trained weights, the optimizer's tensors and the states of the
 random generators; its header holds the rest as JSON. Nothing in it can run code.
@@ -13,22 +13,22 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from spamgpt.batching import Messages
-from spamgpt.classifier import Classifier
-from spamgpt.pretrained import Recipe
-from spamgpt.workspace import atomic, show_path
+from spamgpt.files.workspace import atomic, show_path
+from spamgpt.recipes import Recipe
 
 FILE = "training.safetensors"
+FORMAT = 2  # of that file; before there was a number, the fingerprint had other parts
 
 
 class Checkpoint:
     """The last finished epoch of one training, in `folder`; used as a context around it.
 
-    `run` is what makes the training the one it is (see `identity`): a checkpoint of another
+    `run` is what makes the training the one it is (see `fingerprint`): a checkpoint of another
     one is never taken up. When the context ends well, or with a loss that is not a number,
-    the file is removed: there is nothing to go on with. A KeyboardInterrupt leaves it and
+    the file is removed: there is nothing to continue. A KeyboardInterrupt leaves it and
     says so.
     """
 
@@ -49,11 +49,11 @@ class Checkpoint:
             if not self.epoch:
                 raise KeyboardInterrupt(
                     "stopped before the first epoch was finished: nothing is kept, training "
-                    "starts anew when you run this again"
+                    "starts again from the beginning when you run this again"
                 ) from None
             raise KeyboardInterrupt(
                 f"stopped; {self.epoch} of {self.epochs} epochs are kept in "
-                f"{show_path(self.path)}: run this again, and training goes on after them"
+                f"{show_path(self.path)}: run this again, and training continues after them"
             ) from None
 
     def _read(self) -> tuple[dict, dict[str, Tensor]]:
@@ -67,20 +67,26 @@ class Checkpoint:
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             other = [key for key in self.run if self.run[key] != facts["run"].get(key)]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
-            print(f"{name} cannot be read: training starts anew.")
+            print(f"{name} cannot be read: training starts from the beginning.")
+            return nothing
+        if facts.get("format") != FORMAT:
+            print(
+                f"{name} was kept by another version of spamgpt and cannot be continued: training "
+                "starts from the beginning, and replaces it after its first epoch."
+            )
             return nothing
         if other:
             print(
-                f"{name} is of another training ({', '.join(other)}): this one starts anew, "
-                "and replaces it after its first epoch."
+                f"{name} is of another training ({', '.join(other)}): this one starts from the "
+                "beginning, and replaces it after its first epoch."
             )
             return nothing
-        print(f"Going on after epoch {facts['epoch']} of {self.epochs}, kept in {name}.")
+        print(f"Continuing after epoch {facts['epoch']} of {self.epochs}, kept in {name}.")
         return facts, tensors
 
     def load(
         self,
-        classifier: Classifier,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> tuple[int, list[dict]]:
@@ -91,7 +97,7 @@ class Checkpoint:
         """
         if not self.epoch:
             return 0, []
-        trained = _trained(classifier)
+        trained = _trained(model)
         with torch.no_grad():
             for name, weight in _below("weight", self.tensors).items():
                 trained[name].copy_(weight)
@@ -102,7 +108,7 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": self.facts["param_groups"]})
         schedule.load_state_dict(self.facts["schedule"])
         for name, random_state in _below("random", self.tensors).items():
-            _generators(_device(classifier))[name].set_rng_state(random_state)
+            _generators(_device(model))[name].set_rng_state(random_state)
         self.tensors = {}
         return self.epoch, self.facts["rows"]
 
@@ -110,7 +116,7 @@ class Checkpoint:
         self,
         epoch: int,
         rows: list[dict],
-        classifier: Classifier,
+        model: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> None:
@@ -119,12 +125,13 @@ class Checkpoint:
         If it cannot be written, says so: training is worth more than its safety net.
         """
         state = optimizer.state_dict()
-        tensors = {f"weight.{name}": p.detach() for name, p in _trained(classifier).items()}
+        tensors = {f"weight.{name}": p.detach() for name, p in _trained(model).items()}
         for index, values in state["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
-        for name, module in _generators(_device(classifier)).items():
+        for name, module in _generators(_device(model)).items():
             tensors[f"random.{name}"] = module.get_rng_state()
         facts = {
+            "format": FORMAT,
             "run": self.run,
             "epoch": epoch,
             "rows": rows,
@@ -138,7 +145,7 @@ class Checkpoint:
             if not self.failed:  # one warning is enough
                 print(
                     f"Epoch {epoch} could not be kept in {show_path(self.path)} ({error}): "
-                    "training goes on, but if it is interrupted, what it learns is lost."
+                    "training continues, but if it is interrupted, what it learns is lost."
                 )
             self.failed = True
         else:
@@ -152,32 +159,42 @@ class Checkpoint:
                 self.path.parent.rmdir()
 
 
-def identity(
-    classifier: Classifier, train: Messages, validation: Messages, recipe: Recipe, **facts
+def fingerprint(
+    model: nn.Module, train: Dataset, validation: Dataset, recipe: Recipe, **facts
 ) -> dict[str, str]:
-    """What the result of a training depends on: a word for each part and its fingerprint."""
-    weights = hashlib.sha256()
-    for name, tensor in classifier.state_dict().items():
+    """What the result of a training depends on: a word for each part, and its digest or value."""
+    weights, data = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in model.state_dict().items():
         weights.update(name.encode())
-        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-    messages = json.dumps([[part.ids, part.targets, part.pad_id] for part in (train, validation)])
+        weights.update(_bytes(tensor))
+    for part in (train, validation):
+        data.update(f"{len(part)}".encode())
+        for i in range(len(part)):
+            for value in part[i]:
+                data.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+    dropout = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
     return {
         "starting weights": weights.hexdigest(),
-        "messages": hashlib.sha256(messages.encode()).hexdigest(),
-        "token read": classifier.read,
+        "messages": data.hexdigest(),
+        "trained weights": ", ".join(_trained(model)),
         "recipe": json.dumps(asdict(recipe)),
-        "torch or device": f"{torch.__version__} on {_device(classifier).type}",
+        "dropout": json.dumps(dropout),
+        "torch or device": f"{torch.__version__} on {_device(model).type}",
         **{key: str(value) for key, value in facts.items()},
     }
 
 
-def _trained(classifier: Classifier) -> dict[str, torch.nn.Parameter]:
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _trained(model: nn.Module) -> dict[str, torch.nn.Parameter]:
     """The weights that training changes, by name."""
-    return {name: p for name, p in classifier.named_parameters() if p.requires_grad}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _device(classifier: Classifier) -> torch.device:
-    return classifier.score.weight.device
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _generators(device: torch.device) -> dict:

@@ -1,0 +1,104 @@
+"""Save and load a classifier."""
+
+from pathlib import Path
+
+from spamgpt.classifier import Classifier
+from spamgpt.files.workspace import show_path, workspace
+from spamgpt.inference import decided
+from spamgpt.models.base import load_tokenizer
+from spamgpt.models.gpt2 import GPT2
+from spamgpt.models.published import (
+    load_config,
+    load_weights,
+    published_config,
+    read_config,
+    read_weights,
+    write_checkpoint,
+)
+
+TRAIN_AGAIN = "train again with notebook 05_finetune"
+
+
+def classifier_folder(task_name: str = "sms") -> Path:
+    """Where the workspace keeps the trained classifier of a task."""
+    return workspace() / ("classifier" if task_name == "sms" else f"classifier-{task_name}")
+
+
+def save_classifier(classifier: Classifier, folder: Path | None = None, **facts) -> Path:
+    """Write model.safetensors and config.json, in the published layout; returns the folder.
+
+    A process killed meanwhile leaves the former classifier or the new one, never a mixture.
+
+    `facts` are kept in config.json under "spamgpt" (what it was trained on, how long…).
+    """
+    folder = folder or classifier_folder()
+    names = classifier.label_names
+    ours = {
+        "base": classifier.base_name,
+        "pooling": classifier.pooling,
+        "precision": decided(classifier).name,
+    }
+    config = published_config(classifier.transformer.config) | {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "pad_token_id": classifier.tokenizer.eot_token,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "spamgpt": ours | facts,
+    }
+    write_checkpoint(classifier.state_dict(), config, folder)
+    return folder
+
+
+def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
+    """The saved classifier and the facts saved with it.
+
+    Raises FileNotFoundError that says what to run if there is none, ValueError if its
+    files do not fit together.
+    """
+    folder = folder or classifier_folder()
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).exists():
+            raise FileNotFoundError(
+                f"there is no trained classifier in {show_path(folder)} ({file} is missing): "
+                "run notebook 05_finetune first (`make run` runs them all)"
+            )
+    label_names, facts = _described(read_config(folder), folder)
+    base_name, pooling = facts["base"], facts.pop("pooling")
+    body, tokenizer = GPT2(load_config(folder)), load_tokenizer(base_name)
+    if tokenizer.n_vocab != body.config.n_vocab:
+        raise ValueError(
+            f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
+            f"tokenizer of {base_name} has {tokenizer.n_vocab:,} tokens: {TRAIN_AGAIN}"
+        )
+    classifier = Classifier(body, tokenizer, label_names, base_name, pooling)
+    tensors = read_weights(folder / "model.safetensors")
+    if (head := tensors.get("score.weight")) is not None and len(head) != len(label_names):
+        raise ValueError(
+            f"{show_path(folder)} has weights for {len(head)} labels, but its config.json names "
+            f"{len(label_names)} ({', '.join(label_names)}): {TRAIN_AGAIN}"
+        )
+    try:
+        load_weights(
+            classifier,
+            {k if k.startswith("score.") else f"transformer.{k}": v for k, v in tensors.items()},
+        )
+    except ValueError as error:
+        raise ValueError(f"{show_path(folder)}: {error}: {TRAIN_AGAIN}") from None
+    return classifier.eval(), facts
+
+
+def _described(config: dict, folder: Path) -> tuple[list[str], dict]:
+    """(label names, facts) of a saved classifier's config; ValueError if it is none."""
+    try:
+        facts = dict(config["spamgpt"])
+        facts["base"]
+        facts.pop("format", None)
+        # Before version 0.2 it was called "read", and before that always "last".
+        facts["pooling"] = facts.pop("pooling", facts.pop("read", "last"))
+        id2label = sorted(config["id2label"].items(), key=lambda kv: int(kv[0]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{show_path(folder)}/config.json does not describe a classifier of this series "
+            f"({error} is missing or wrong): {TRAIN_AGAIN}"
+        ) from None
+    return [name for _, name in id2label], facts
