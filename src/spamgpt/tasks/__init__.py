@@ -1,0 +1,1 @@
+"""Tasks: labels, where their texts come from, and how those are balanced and split."""
