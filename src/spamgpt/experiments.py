@@ -14,28 +14,35 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import t as student
-from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from torch import Tensor
+from sklearn.model_selection import StratifiedKFold
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from spamgpt import SEED, sms
-from spamgpt.batching import Batch, Messages, data_loader, pad
+from spamgpt import SEED
+from spamgpt.baselines import BASELINES, tf_idf_of_tokens
+from spamgpt.batches import Batch, HiddenStates, Messages, StateBatch
 from spamgpt.classifier import Classifier, build_classifier
-from spamgpt.evaluation import paired_difference, wilson_interval
-from spamgpt.gpt2 import GPT2
+from spamgpt.files.workspace import BUNDLED, atomic, show_path
 from spamgpt.hardware import best_device
-from spamgpt.pretrained import Base, Recipe
+from spamgpt.inference import hidden_states
+from spamgpt.models.base import Base
+from spamgpt.objectives import Classification, logits_by_batch
+from spamgpt.recipes import Recipe
+from spamgpt.statistics import (
+    newcombe_difference,
+    paired_difference,
+    student_half_width,
+    wilson_interval,
+)
+from spamgpt.tasks.splits import SPLITS, balance, group_split, random_split
+from spamgpt.tasks.task import Task
 from spamgpt.training import fit
-from spamgpt.workspace import PROJECT, atomic, show_path
 
 # Pocket GPT on the collection: the full grid; on the sample: its own recipe (see data/README.md).
-FULL = PROJECT / "data" / "bundled" / "experiments.csv"
+FULL = BUNDLED / "experiments.csv"
 MAX_EPOCHS = 100
-MAX_STATES = 2 * 2**30  # bytes of kept states
+MAX_CACHE = 2 * 2**30  # bytes of cached hidden states
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,18 @@ class Setting:
     """One way of making a spam filter; the defaults are what the others are compared with.
 
     By `method` "fine-tuning": `weights` "pretrained" or "random"; `trained` a key of TRAINED;
-    `read` "last" (real token), "first", "mean" (of the real tokens) or "position -1", which is
-    a pad in all but the longest message; `padding` to the longest of the "batch", to the
-    "longest" of all, or to the full "context". By any method: `split` "lecture", or "random"
-    or "groups" (drawn anew by each seed); `share` of the training messages.
+    `pooling` "last" (real token), "first", "mean" (of the real tokens) or "position -1", which
+    is a pad in all but the longest message; `padding` to the longest of the "batch", to the
+    "longest" of all, or to the full "context". By any method: `split` "lecture", "random" or
+    "groups" (drawn again by each seed), or "folds" (training and validation messages of the
+    lecture's split in five parts, each seed judged by another: no test message is looked at);
+    `share` of the training messages.
     """
 
     method: str = "fine-tuning"
     weights: str = "pretrained"
     trained: str = "last block"
-    read: str = "last"
+    pooling: str = "last"
     padding: str = "batch"
     split: str = "lecture"
     share: float = 1.0
@@ -69,32 +78,20 @@ TRAINED = {
     "recipe": None,  # the base model's own, as notebook 05 follows it
 }
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
-SPLITTERS = {"random": sms.random_split, "groups": sms.group_split}
-
-
-def tf_idf(**options) -> Pipeline:
-    """Counts, rare ones weighing more, and a logistic regression on them."""
-    return make_pipeline(
-        TfidfVectorizer(sublinear_tf=True, **options), LogisticRegression(C=30, max_iter=1000)
-    )
-
-
-BASELINES = {
-    "always ham": lambda: DummyClassifier(strategy="constant", constant=0),
-    "TF-IDF words": lambda: tf_idf(ngram_range=(1, 2)),
-    "TF-IDF characters": lambda: tf_idf(analyzer="char_wb", ngram_range=(2, 5)),
-}
-# What is compared with what: by name, the first of each group is what the others are held against.
+SPLITTERS = {"random": random_split, "groups": group_split}
+TOKENS = "TF-IDF tokens"  # of the base model's tokenizer
+METHODS = (*BASELINES, TOKENS)
+# What is compared with what, by name. The first of each group is the baseline of the others.
 GROUPS = {
-    "token read": {
+    "pooling": {
         "last real token": DEFAULT,
-        "mean of the real tokens": Setting(read="mean"),
-        "first token": Setting(read="first"),
-        "position -1": Setting(read="position -1"),
+        "mean of the real tokens": Setting(pooling="mean"),
+        "first token": Setting(pooling="first"),
+        "position -1": Setting(pooling="position -1"),
     },
     "padding": {
-        f"{read}, padded to the {padding}": Setting(read=read, padding=padding)
-        for read in ("last", "position -1")
+        f"{pooling}, padded to the {padding}": Setting(pooling=pooling, padding=padding)
+        for pooling in ("last", "position -1")
         for padding in ("batch", "longest", "context")
     },
     "trained part": {name: Setting(trained=name) for name in TRAINED},
@@ -116,6 +113,26 @@ GROUPS = {
         )
     },
     "recipe": {"recipe": Setting(trained="recipe")},
+    "recipe, folds": {
+        name: replace(setting, split="folds")
+        for name, setting in (
+            ("recipe", Setting(trained="recipe")),
+            *((method, Setting(method=method)) for method in (*list(BASELINES)[1:], TOKENS)),
+        )
+    },
+    # What pretraining is worth with fewer messages (Pocket GPT's model card).
+    **{
+        f"worth, {share:.0%}": {
+            "recipe": Setting(trained="recipe", share=share),
+            "recipe, random weights": Setting(weights="random", trained="recipe", share=share),
+            "head only": Setting(trained="head only, 10x rate", share=share),
+            "head only, random weights": Setting(
+                weights="random", trained="head only, 10x rate", share=share
+            ),
+            **{method: Setting(method=method, share=share) for method in METHODS},
+        }
+        for share in (1.0, 0.25, 0.1, 0.05)
+    },
 }
 SETTING = [field.name for field in fields(Setting)]
 KEY = ["base", "data", "epochs", *SETTING, "seed"]
@@ -142,7 +159,7 @@ def jobs(groups: Iterable[str], seeds: int) -> list[tuple[Setting, int]]:
 
 def _fixed(setting: Setting) -> bool:
     """Whether nothing is drawn at random, so that one run says all."""
-    return setting.method in BASELINES and setting.split == "lecture" and setting.share == 1
+    return setting.method in METHODS and setting.split == "lecture" and setting.share == 1
 
 
 def part_of(train: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -161,63 +178,73 @@ def recipe_for(recipe: Recipe, trained: str, share: float = 1.0) -> Recipe:
     if trained != "recipe":
         blocks, faster = TRAINED[trained]
         rate = faster * recipe.learning_rate
-        recipe = replace(recipe, trained_blocks=blocks, learning_rate=rate, embedding_rate=None)
+        recipe = replace(recipe, trained_blocks=blocks, learning_rate=rate, embedding_lr=None)
     return replace(recipe, epochs=min(MAX_EPOCHS, round(recipe.epochs / share)))
 
 
-class Padded(Messages):
-    """Messages filled up with pads to `n_ctx` tokens, (n_ctx,) ids or (n_ctx, C) states each.
+class Padded(Dataset):
+    """Messages, or their cached hidden states, that were filled up with pads to one length.
 
     A batch is cut to its longest message, to the longest of all, or not at all, as `padding`
     says. A classifier that is to read "position -1" is told that the pads are message, too.
     """
 
-    def __init__(self, messages: Messages, n_ctx: int, padding: str, read: str):
-        self.targets, self.pad_id = messages.targets, messages.pad_id
-        self.lengths = [len(ids) for ids in messages.ids]
-        self.ids = [ids + [self.pad_id] * (n_ctx - len(ids)) for ids in messages.ids]
-        self.width = {"batch": None, "longest": max(self.lengths), "context": n_ctx}[padding]
-        self.read_pads = read == "position -1"
+    def __init__(self, full: Messages | HiddenStates, lengths: Sequence[int], setting: Setting):
+        self.full, self.lengths = full, lengths
+        self.fixed = {"batch": None, "longest": max(lengths), "context": 10**9}[setting.padding]
+        self.reads_pads = setting.pooling == "position -1"
+
+    def __len__(self) -> int:
+        return len(self.full)
 
     def __getitem__(self, index: int) -> tuple:
-        return self.ids[index], self.lengths[index], self.targets[index]
+        return (*self.full[index], self.lengths[index])
 
-    def collate(self, items: Sequence[tuple]) -> Batch:
+    def collate(self, items: Sequence[tuple]) -> Batch | StateBatch:
         """Join items to a batch of the width that `padding` asks for."""
-        sequences, lengths, targets = zip(*items, strict=True)
-        width = self.width or max(lengths)
-        x, widths = pad([sequence[:width] for sequence in sequences], self.pad_id)
-        return Batch(x, widths if self.read_pads else torch.tensor(lengths), torch.tensor(targets))
+        true = [length for _, _, length in items]
+        width = self.fixed or max(true)
+        batch = self.full.collate([(sequence[:width], target) for sequence, target, _ in items])
+        return batch if self.reads_pads else batch._replace(lengths=torch.tensor(true))
 
 
 class Lab:
-    """A base model and a table of messages, with all that runs on them share."""
+    """A base model, a task and a table of messages, with all that runs on them share."""
 
-    def __init__(self, base: Base, table: pd.DataFrame, data_name: str):
-        self.base, self.data_name = base, data_name
-        balanced = sms.balance(table)
+    def __init__(self, base: Base, task: Task, table: pd.DataFrame, data_name: str):
+        self.base, self.task, self.data_name = base, task, data_name
+        balanced = balance(table, task.label_names)
         self.table = balanced.assign(row=range(len(balanced)))  # rows outlive the shuffling
-        targets = self.table["label"].map(sms.LABELS)
-        n_ctx = base.model.config.n_ctx
-        self.messages = Messages(self.table["text"], targets, base.tokenizer, n_ctx)
-        self._states: dict[tuple, list[Tensor]] = {}
+        targets = self.table["label"].map(task.labels)
+        self.messages = Messages(
+            self.table["text"], targets, base.tokenizer, base.model.config.n_ctx
+        )
+        self._states: dict[tuple, HiddenStates] = {}
 
     def split(self, setting: Setting, seed: int) -> dict[str, pd.DataFrame]:
         """train, validation and test, with the train messages that the setting leaves."""
-        if setting.split == "lecture":
-            splits = sms.random_split(self.table)
+        names = self.task.label_names
+        if setting.split in SPLITTERS:
+            splits = SPLITTERS[setting.split](self.table, names, seed=seed)
         else:
-            splits = SPLITTERS[setting.split](self.table, seed=seed)
+            splits = random_split(self.table, names)
+        if setting.split == "folds":
+            known = pd.concat([splits["train"], splits["validation"]], ignore_index=True)
+            cuts = list(StratifiedKFold(FOLDS, shuffle=True, random_state=SEED).split(
+                known, known["target"]))  # fmt: skip
+            rest, fold = (known.iloc[rows] for rows in cuts[(seed - SEED) % FOLDS])
+            splits = {"train": rest, "validation": fold, "test": fold}
         return splits | {"train": part_of(splits["train"], setting.share, seed)}
 
     def run(self, setting: Setting, seed: int) -> dict:
         """One row of the results."""
         began = perf_counter()
         splits = self.split(setting, seed)
-        if setting.method in BASELINES:
-            model = BASELINES[setting.method]()
+        if setting.method in METHODS:
+            make = BASELINES.get(setting.method)
+            model = make() if make else tf_idf_of_tokens(self.base.tokenizer)
             model.fit(splits["train"]["text"], splits["train"]["target"])
-            called = {name: model.predict(splits[name]["text"]) for name in sms.SPLITS[1:]}
+            called = {name: model.predict(splits[name]["text"]) for name in SPLITS[1:]}
         else:
             called = self._fine_tune(setting, seed, splits)
         right = {name: called[name] == splits[name]["target"] for name in called}
@@ -239,63 +266,54 @@ class Lab:
         """Fine-tune by a setting; the classes of the validation and test messages (N,)."""
         torch.manual_seed(seed)
         config, random = self.base.model.config, setting.weights == "random"
-        model = GPT2(config) if random else copy.deepcopy(self.base.model)
-        read = "last" if setting.read == "position -1" else setting.read
+        model = type(self.base.model)(config) if random else copy.deepcopy(self.base.model)
+        pooling = "last" if setting.pooling == "position -1" else setting.pooling
         base = replace(self.base, model=model.to(best_device()))
-        classifier = build_classifier(base, sms.LABEL_NAMES, read).to(best_device())
+        classifier = build_classifier(base, self.task.label_names, pooling).to(best_device())
+        recipe = self._recipe(setting, len(splits["train"]))
+        classifier.prepare(recipe)
+        everything = self._everything(classifier, setting)
+        parts = {name: rows_of(everything, part["row"]) for name, part in splits.items()}
+        # Nobody looks at the curves, so a few messages replace the validation set.
+        few = rows_of(everything, splits["validation"]["row"][:8])
+        objective = Classification(max_cache_bytes=MAX_CACHE)
+        fit(classifier, parts["train"], few, recipe, objective, seed=seed, progress=False)
+        found = {name: logits_by_batch(classifier, parts[name])[0] for name in SPLITS[1:]}
+        return {name: part.argmax(dim=-1).numpy() for name, part in found.items()}
+
+    def _recipe(self, setting: Setting, n_messages: int) -> Recipe:
+        """The base model's recipe as a setting changes it."""
         recipe = recipe_for(self.base.recipe, setting.trained, setting.share)
-        recipe = replace(recipe, batch_size=min(recipe.batch_size, len(splits["train"])))
-        everything = self._everything(classifier, recipe, setting)
-        parts = {name: _rows(everything, part["row"]) for name, part in splits.items()}
-        # Nobody looks at the curves, so a few messages stand in for the validation set.
-        few = _rows(self.messages, splits["validation"]["row"][:8])
-        fit(
-            classifier,
-            parts["train"],
-            few,
-            recipe,
-            seed=seed,
-            progress=False,
-            max_cache_bytes=MAX_STATES,
-        )
-        return {name: classes(classifier, parts[name]) for name in sms.SPLITS[1:]}
+        if setting.weights == "random" and setting.trained == "recipe":
+            recipe = replace(recipe, trained_blocks=None)  # nothing there is worth freezing
+        return replace(recipe, batch_size=min(recipe.batch_size, n_messages))
 
-    def _everything(self, classifier: Classifier, recipe: Recipe, setting: Setting) -> Messages:
-        """All messages, as the setting pads them; as states of the frozen part if they can be."""
-        messages, config = self.messages, self.base.model.config
-        if padded := setting.padding != "batch" or setting.read == "position -1":
-            messages = Padded(messages, config.n_ctx, setting.padding, setting.read)
-        shared = setting.weights == "pretrained" and not recipe.embedding_rate
-        n_bytes = sum(map(len, messages.ids)) * config.n_embd * 4  # fp32
-        if not shared or recipe.trained_blocks is None or n_bytes > MAX_STATES:
-            return messages
-        key = (recipe.trained_blocks, padded)
-        if key not in self._states:
-            classifier.freeze(recipe.trained_blocks)
-            self._states[key] = classifier.eval().trunk_states(messages.ids)
-        messages = copy.copy(messages)
-        messages.ids = self._states[key]
-        return messages
+    def _everything(self, classifier: Classifier, setting: Setting) -> Dataset:
+        """All messages, as the setting pads them; as hidden states if other runs can use them."""
+        messages, n_ctx = self.messages, self.base.model.config.n_ctx
+        lengths = [len(ids) for ids in messages.ids]
+        if padded := setting.padding != "batch" or setting.pooling == "position -1":
+            messages = copy.copy(messages)
+            messages.ids = [ids + [messages.pad_id] * (n_ctx - len(ids)) for ids in messages.ids]
+        full, n_blocks = messages, classifier.frozen_blocks
+        n_bytes = sum(map(len, messages.ids)) * self.base.model.config.n_embd * 4  # fp32
+        if setting.weights == "pretrained" and n_blocks and n_bytes <= MAX_CACHE:
+            key = (n_blocks, padded)
+            if key not in self._states:
+                self._states[key] = hidden_states(classifier.eval(), messages)
+            full = self._states[key]
+        return Padded(full, lengths, setting) if padded else full
 
 
-def _rows(messages: Messages, rows: Iterable[int]) -> Messages:
-    """Some of the messages."""
-    part, rows = copy.copy(messages), list(rows)
-    for name in ("ids", "targets", *(["lengths"] if isinstance(messages, Padded) else [])):
-        everything = getattr(messages, name)
-        setattr(part, name, [everything[row] for row in rows])
+def rows_of(data: Messages | HiddenStates | Padded, rows: Iterable[int]) -> Dataset:
+    """Some of the messages, as a data set of the same kind."""
+    part, rows = copy.copy(data), list(rows)
+    if isinstance(data, Padded):
+        part.full = rows_of(data.full, rows)
+    for name in ("ids", "states", "targets", "lengths"):
+        if hasattr(data, name):
+            setattr(part, name, [getattr(data, name)[row] for row in rows])
     return part
-
-
-@torch.no_grad()
-def classes(classifier: Classifier, messages: Messages) -> np.ndarray:
-    """The most probable class of each message (N,), in batches as its data set makes them."""
-    device = classifier.score.weight.device
-    scores = [
-        classifier(batch.ids.to(device), batch.lengths.to(device))
-        for batch in data_loader(messages, 8)
-    ]
-    return torch.cat(scores).argmax(dim=-1).cpu().numpy()
 
 
 # --- the grid ---------------------------------------------------------------------------
@@ -306,6 +324,7 @@ def load_runs(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     runs = pd.read_csv(path, keep_default_na=False)
+    runs = runs.rename(columns={"read": "pooling"})  # its name before version 0.2
     if missing := set(COLUMNS) - set(runs):
         raise ValueError(
             f"{show_path(path)} lacks the columns {', '.join(sorted(missing))}: it holds other "
@@ -319,7 +338,7 @@ def run_grid(
 ) -> pd.DataFrame:
     """Do the runs that are not in the CSV file `path` yet; returns the wanted ones.
 
-    The file is written anew after each run, so that nothing is lost by stopping.
+    The file is written again after each run, so that nothing is lost by stopping.
     """
     rows = load_runs(path).to_dict("records") if path else []
     done = {tuple(row[name] for name in KEY) for row in rows}
@@ -358,7 +377,8 @@ def accuracy(runs: pd.DataFrame) -> tuple[float, float, float]:
     (Student's). Their half-widths are added as squares. Where each of several seeds draws a
     test set of its own, the spread over the seeds holds both.
     """
-    mean, n, seeds = runs["accuracy"].mean(), int(runs["tested"].iloc[0]), _of_seeds(runs)
+    mean, n = runs["accuracy"].mean(), int(runs["tested"].iloc[0])
+    seeds = student_half_width(runs["accuracy"])
     below = above = 0.0
     if len(runs) == 1 or set(runs["split"]) == {"lecture"}:
         correct = round(mean * n)
@@ -377,21 +397,10 @@ def difference(runs: pd.DataFrame, reference: pd.DataFrame) -> tuple[float, floa
     if set(runs["split"]) | set(reference["split"]) == {"lecture"}:
         right, other = (_right(r).mean(axis=0) for r in (runs, reference))  # (test messages,)
         mean, low, _ = paired_difference(right, other)
-        half = np.linalg.norm([mean - low, _of_seeds(runs), _of_seeds(reference)])
+        seeds = [student_half_width(r["accuracy"]) for r in (runs, reference)]
+        half = np.linalg.norm([mean - low, *seeds])
         return mean, mean - half, mean + half
-    (mine, mine_low, mine_high), (other, other_low, other_high) = map(accuracy, (runs, reference))
-    mean = mine - other
-    return (
-        mean,
-        mean - np.hypot(mine - mine_low, other_high - other),
-        mean + np.hypot(mine_high - mine, other - other_low),
-    )
-
-
-def _of_seeds(runs: pd.DataFrame) -> float:
-    """Half of Student's 95 % interval around the mean accuracy; 0 for a single run."""
-    k = len(runs)
-    return 0.0 if k == 1 else student.ppf(0.975, k - 1) * runs["accuracy"].std() / np.sqrt(k)
+    return newcombe_difference(accuracy(runs), accuracy(reference))
 
 
 def _right(runs: pd.DataFrame) -> np.ndarray:
@@ -403,10 +412,10 @@ def _right(runs: pd.DataFrame) -> np.ndarray:
 
 
 def compare(runs: pd.DataFrame, group: str) -> pd.DataFrame:
-    """The settings of a group that have runs, by name: how good, and against the first of them.
+    """The settings of a group that have runs, by name: how good, and against the first.
 
     Columns: runs, messages (mean), accuracy, low, high; difference, from, to; differs ("better",
-    "worse", or "" where the interval of the difference holds 0); seconds (mean of a run).
+    "worse", or "" where the interval of the difference holds 0: inconclusive); seconds (mean).
     """
     rows, reference = {}, None
     for name, setting in GROUPS[group].items():
@@ -430,7 +439,7 @@ def sentences(table: pd.DataFrame) -> str:
     lines, reference = [], table.index[0]
     for name, row in table.iloc[1:].iterrows():
         gain, low, high = (100 * row[column] for column in ("difference", "from", "to"))
-        verdict = f"{row['differs']} than" if row["differs"] else "not told apart from"
+        verdict = f"{row['differs']} than" if row["differs"] else "cannot be told from"
         points = f"{gain:+.1f} points ({low:+.1f} to {high:+.1f})"
         lines.append(f"{name}: {verdict} {reference}, {points}")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Every figure of the notebooks: large type, colour-blind-safe colours, direct labels.
 
 Each function draws into a new figure and returns its axes. Colours are Okabe and Ito's
-(https://jfly.uni-koeln.de/color/); ham is always blue, spam always orange.
+(https://jfly.uni-koeln.de/color/); a label has the colour of its number, so that ham is
+always blue and spam always orange.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
-COLORS = {"ham": BLUE, "spam": ORANGE}
+PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
+LABEL_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, GREY)
+ON_DARK = {BLUE, GREEN, RED, GREY}  # white letters can be read on these
 STYLE = {
     "figure.figsize": (10, 4.6),
     "figure.dpi": 100,
@@ -53,12 +56,18 @@ def _axes(title: str, xlabel: str, ylabel: str) -> Axes:
     return ax
 
 
+def _colors(label_names: Sequence[str]) -> dict[str, str]:
+    """A colour for each label; beyond the eighth they repeat."""
+    return {name: LABEL_COLORS[i % len(LABEL_COLORS)] for i, name in enumerate(label_names)}
+
+
 @_style
-def class_counts(table: pd.DataFrame, title: str) -> Axes:
+def class_counts(table: pd.DataFrame, label_names: Sequence[str], title: str) -> Axes:
     """How many messages of each label, with share."""
     ax = _axes(title, "messages", "")
-    counts = table["label"].value_counts().reindex(list(COLORS))
-    bars = ax.barh(counts.index, counts, color=[COLORS[name] for name in counts.index])
+    ax.figure.set_figheight(max(4.6, 1.4 + 0.6 * len(label_names)))
+    counts = table["label"].value_counts().reindex(list(label_names), fill_value=0)
+    bars = ax.barh(counts.index, counts, color=list(_colors(label_names).values()))
     labels = [f" {n:,} ({n / counts.sum():.1%})" for n in counts]
     ax.bar_label(bars, labels)
     ax.set_xlim(0, counts.max() * 1.25)
@@ -68,19 +77,22 @@ def class_counts(table: pd.DataFrame, title: str) -> Axes:
 
 
 @_style
-def lengths(table: pd.DataFrame, title: str) -> Axes:
+def lengths(table: pd.DataFrame, label_names: Sequence[str], title: str) -> Axes:
     """Distribution of message lengths in characters, by label."""
     ax = _axes(title, "characters in a message", "share of the label's messages")
     sizes = table["text"].str.len()
     bins = np.arange(0, sizes.quantile(0.995) + 10, 10)  # the few longest are left out
-    for label, color in COLORS.items():
+    filled = len(label_names) == 2  # more of them would hide each other
+    for label, color in _colors(label_names).items():
         chosen = sizes[table["label"] == label]
         ax.hist(
             chosen,
             bins=bins,
-            weights=np.full(len(chosen), 1 / len(chosen)),
+            weights=np.full(len(chosen), 1 / max(len(chosen), 1)),
             color=color,
-            alpha=0.65,
+            alpha=0.65 if filled else 1,
+            histtype="bar" if filled else "step",
+            linewidth=0 if filled else 2.5,
             label=f"{label} (median {chosen.median():.0f})",
         )
     ax.yaxis.set_major_formatter(PERCENT)
@@ -89,21 +101,28 @@ def lengths(table: pd.DataFrame, title: str) -> Axes:
 
 
 @_style
-def split_sizes(splits: dict[str, pd.DataFrame], title: str) -> Axes:
-    """One bar a set, divided by label; the counts stand behind it, where they always fit."""
+def split_sizes(splits: dict[str, pd.DataFrame], label_names: Sequence[str], title: str) -> Axes:
+    """One bar a set, divided by label; the counts are behind it, where they always fit."""
     ax = _axes(title, "messages", "")
+    colors, few = _colors(label_names), len(label_names) <= 3
     counts = pd.DataFrame({name: part["label"].value_counts() for name, part in splits.items()}).T
-    left = 0
-    for label, color in COLORS.items():
-        ax.barh(counts.index, counts[label], left=left, color=color)
+    counts = counts.reindex(columns=list(label_names)).fillna(0).astype(int)
+    totals, left = counts.sum(axis=1), 0 * counts.sum(axis=1)
+    longest = int(totals.argmax())
+    for label, color in colors.items():
+        ax.barh(counts.index, counts[label], left=left, color=color, label=label)
+        if few and counts[label].iloc[longest] > 0.12 * totals.max():  # serves for all bars
+            ink = "white" if color in ON_DARK else "black"
+            middle = left.iloc[longest] + counts[label].iloc[longest] / 2
+            ax.text(middle, longest, label, color=ink, ha="center", va="center")
         left = left + counts[label]
-    for y, (name, total) in enumerate(left.items()):
-        parts = " + ".join(f"{counts[label][name]:,} {label}" for label in COLORS)
-        ax.text(total, y, f"  {total:,} = {parts}", va="center")
-    ax.set_xlim(0, left.max() * 1.5)
-    for label, x in (("ham", 0.25), ("spam", 0.75)):  # names in the longest bar serve for all
-        color = "white" if label == "ham" else "black"
-        ax.text(left.max() * x, int(left.argmax()), label, color=color, ha="center", va="center")
+    for y, (name, total) in enumerate(totals.items()):
+        parts = " + ".join(f"{counts[label][name]:,} {label}" for label in label_names)
+        ax.text(total, y, f"  {total:,} = {parts}" if few else f"  {total:,}", va="center")
+    if not few:
+        ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                         frameon=False)  # fmt: skip
+    ax.set_xlim(0, totals.max() * (1.5 + 0.3 * (len(label_names) - 2) if few else 1.2))
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.invert_yaxis()
     return ax
@@ -237,12 +256,16 @@ def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> A
 def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axes:
     """Confusion matrix: true labels in rows, predicted in columns."""
     ax = _axes(title, "predicted label", "true label")
-    ax.imshow(matrix, cmap="Blues", vmin=0, vmax=matrix.max() * 1.3)
+    n_labels = len(label_names)
+    ax.figure.set_figheight(max(4.6, 1.6 + 0.7 * n_labels))
+    ax.imshow(matrix, cmap="Blues", vmin=0, vmax=max(matrix.max(), 1) * 1.3)
     for (i, j), n in np.ndenumerate(matrix):
         color = "white" if n > matrix.max() / 2 else "black"
-        ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=22, color=color)
-    ax.set_xticks(range(len(label_names)), label_names)
-    ax.set_yticks(range(len(label_names)), label_names)
+        size = 22 if n_labels <= 3 else 14
+        ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=size, color=color)
+    turned = {"rotation": 35, "ha": "right"} if n_labels > 3 else {}
+    ax.set_xticks(range(n_labels), label_names, **turned)
+    ax.set_yticks(range(n_labels), label_names)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax
@@ -252,8 +275,8 @@ def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axe
 def comparison(table: pd.DataFrame, title: str) -> Axes:
     """What `experiments.compare` found: accuracy with interval, beside it the difference.
 
-    The first row, in blue, is what the others are held against: green is better, orange-red
-    worse, and grey what the runs cannot tell from it.
+    The first row, in blue, is the baseline: green is better than it, orange-red worse, and grey
+    is inconclusive.
     """
     ax = _axes(title, "test accuracy, with 95 % interval", "")
     ax.figure.set_figheight(1.9 + 0.62 * len(table))
@@ -263,10 +286,10 @@ def comparison(table: pd.DataFrame, title: str) -> Axes:
     for y, (_, row) in enumerate(table.iterrows()):
         color = BLUE if y == 0 else verdicts[row["differs"]]
         _interval(ax, y, row["accuracy"], row["low"], row["high"], color)
-        note = "held against this"
+        note = "the baseline"
         if y:
             gain = 100 * row["difference"]
-            note = f"{gain:+.1f} points" + ("" if row["differs"] else ", not told apart")
+            note = f"{gain:+.1f} points" + ("" if row["differs"] else ", inconclusive")
         ax.text(right + 0.05 * span, y, note.replace("-", "−"), color=color, va="center")
     ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
     ax.set_xticks([x for x in MaxNLocator(8).tick_values(*ax.get_xlim()) if x <= 1.0001])
@@ -317,7 +340,7 @@ def curve(
 ) -> Axes:
     """Shares against each other as a threshold moves, a line (x, y) for each method.
 
-    `point` is where the first of them stands at the threshold 0.5.
+    `point` is where the first of them is at the threshold 0.5.
     """
     ax = _axes(title, xlabel, ylabel)
     ax.figure.set_figheight(5.6)
@@ -343,10 +366,11 @@ def curve(
 
 @_style
 def threshold_cost(
-    thresholds: np.ndarray, costs: dict[str, np.ndarray], chosen: float, title: str
+    thresholds: np.ndarray, costs: dict[str, np.ndarray], chosen: float, positive: str, title: str
 ) -> Axes:
     """Cost against threshold, a line for each kind of cost; the chosen threshold is marked."""
-    ax = _axes(title, "threshold: called spam above this probability", "cost of 1,000 messages")
+    xlabel = f"threshold: called {positive} above this probability"
+    ax = _axes(title, xlabel, "cost of 1,000 messages")
     looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True)
     for (name, cost), (color, line) in zip(costs.items(), looks, strict=False):
         ax.plot(thresholds, cost, line, color=color, label=name, drawstyle="steps-mid")
@@ -366,12 +390,13 @@ def threshold_cost(
 
 
 @_style
-def calibration(table: pd.DataFrame, title: str) -> Axes:
-    """How much spam there was where the model said how probable it is, with 95 % intervals.
+def calibration(table: pd.DataFrame, positive: str, title: str) -> Axes:
+    """How often a label was right where the model said how probable it is, with 95 % intervals.
 
-    Columns: said (mean probability), share (of spam), low, high and n (messages).
+    Columns: said (mean probability), share (of that label), low, high and n (messages).
     """
-    ax = _axes(title, "probability of spam that the model gave", "share that was spam")
+    xlabel, ylabel = f"probability of {positive} that the model gave", f"share that was {positive}"
+    ax = _axes(title, xlabel, ylabel)
     ax.figure.set_figheight(5.6)
     ax.plot([0, 1], [0, 1], ":", color=GREY, zorder=0)
     ax.text(0.48, 0.5, "as it should be", color=GREY, ha="right", va="bottom")
@@ -389,9 +414,9 @@ def calibration(table: pd.DataFrame, title: str) -> Axes:
 
 
 @_style
-def token_effects(tokens: Sequence[str], effects: Sequence[float], title: str) -> Axes:
-    """How far the probability of spam falls (or rises, below 0) if one token is left out."""
-    ax = _axes(title, "what the token adds to the probability of spam", "")
+def token_effects(tokens: Sequence[str], effects: Sequence[float], label: str, title: str) -> Axes:
+    """How far the probability of a label falls (or rises, below 0) if one token is left out."""
+    ax = _axes(title, f"what the token adds to the probability of {label}", "")
     ax.figure.set_figheight(1.6 + 0.45 * len(tokens))
     colors = [ORANGE if effect > 0 else BLUE for effect in effects]
     bars = ax.barh(range(len(tokens)), effects, color=colors)
