@@ -1,11 +1,11 @@
-"""The command line: python -m spamgpt doctor | fetch | run | classify | experiments."""
+"""The command line: python -m spamgpt doctor | fetch | run | classify | experiments | clean."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from spamgpt import assets
+from spamgpt.files import assets
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -24,8 +24,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def fetch(args: argparse.Namespace) -> int:
-    """Download and verify files, and let the notebooks decide anew what to use."""
-    from spamgpt.workspace import forget_choices, show_path
+    """Download and verify files, and let the notebooks decide again what to use."""
+    from spamgpt.files.workspace import forget_choices, show_path
 
     forget_choices()
     failed = 0
@@ -52,13 +52,15 @@ def classify(args: argparse.Namespace) -> int:
     """Print label, probability and text of each message."""
     from itertools import tee
 
-    from spamgpt.classifier import load_classifier
+    from spamgpt.inference import classify_stream
+    from spamgpt.saving import load_classifier
 
     classifier, _ = load_classifier()
     many = args.texts == ["-"]
     texts = (line.rstrip("\r\n") for line in sys.stdin) if many else iter(args.texts)
     texts, judged = tee(texts)
-    predictions = classifier.classify_stream(
+    predictions = classify_stream(
+        classifier,
         judged,
         progress=many and not sys.stdout.isatty(),
         chunk=1 if sys.stdin.isatty() else 1024,  # somebody who types waits for an answer
@@ -73,21 +75,56 @@ def classify(args: argparse.Namespace) -> int:
 def experiments(args: argparse.Namespace) -> int:
     """Run the grid of notebook 07: what each choice is worth, over several seeds.
 
-    Finished runs are kept in the file --out and not done again; remove it to start anew.
+    Finished runs are kept in the file --out and not done again; remove it to start from the
+    beginning. With --model or --set, a model or recipe of your own is tried: name an --out for
+    it. To choose between such, use --only "recipe, folds", which looks at no test message.
     """
-    from spamgpt import sms
-    from spamgpt.experiments import GROUPS, Lab, jobs, run_grid, summary
-    from spamgpt.pretrained import load_base
-    from spamgpt.workspace import show_path, workspace
+    from dataclasses import replace
 
+    from spamgpt.experiments import GROUPS, Lab, jobs, run_grid, summary
+    from spamgpt.files.workspace import show_path, workspace
+    from spamgpt.models.base import load_base, load_pocket
+    from spamgpt.tasks import sms
+
+    if (args.model or args.set) and not args.out:
+        raise ValueError("--model and --set need --out: their runs must not meet those of others")
     wanted = jobs(args.only or GROUPS, args.seeds)
     data_name, path = sms.source()
-    lab = Lab(load_base(), sms.load(path), data_name)
+    base = load_pocket(args.model) if args.model else load_base()
+    base.recipe = replace(base.recipe, **dict(args.set))
+    lab = Lab(base, sms.TASK, sms.load(path), data_name)
     out = args.out or workspace() / "experiments.csv"
     runs = run_grid(lab, wanted, out)
     print(summary(runs).to_string())
     print(f"\n{len(runs)} runs, {runs['seconds'].sum() / 60:.0f} minutes: {show_path(out)}")
     return 0
+
+
+def clean(args: argparse.Namespace) -> int:
+    """Remove what was made or trained; downloads and files of your own stay."""
+    from spamgpt.files.workspace import show_path
+    from spamgpt.tasks.clean import clean_workspace
+
+    for path in clean_workspace():
+        print(f"kept, since it is not from this series: {show_path(path)}")
+    return 0
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """KEY=VALUE, a field of the recipe and a Python literal."""
+    import ast
+    from dataclasses import fields
+
+    from spamgpt.recipes import Recipe
+
+    key, _, value = text.partition("=")
+    names = [field.name for field in fields(Recipe)]
+    if key not in names:
+        raise argparse.ArgumentTypeError(f"{key!r} is none of {', '.join(names)}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(f"{value!r} is no number, True, False or None") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,7 +156,14 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("--seeds", type=int, default=5, help="of each setting (default: 5)")
     command.add_argument("--only", nargs="+", metavar="GROUP", help='such as "token read"')
     command.add_argument("--out", type=Path, help="CSV file of all runs")
+    command.add_argument("--model", type=Path, help="folder of another Pocket GPT")
+    command.add_argument(
+        "--set", type=_setting, nargs="+", default=[], metavar="KEY=VALUE", help="of the recipe"
+    )
     command.set_defaults(do=experiments)
+
+    command = commands.add_parser("clean", help=clean.__doc__)
+    command.set_defaults(do=clean)
 
     args = parser.parse_args(argv)
     try:

@@ -1,6 +1,5 @@
 """Finds what would go wrong before it does."""
 
-import os
 import shutil
 import socket
 import sys
@@ -16,11 +15,15 @@ import torch
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from packaging.requirements import Requirement
 
-from spamgpt import assets, sms
-from spamgpt.download import CONNECT_SECONDS, connect_seconds
-from spamgpt.hardware import best_device, bf16_pays, packing_pays
-from spamgpt.pretrained import BASE_NAMES
-from spamgpt.workspace import show_path, workspace
+from spamgpt import settings
+from spamgpt.fast.precision import decide
+from spamgpt.files import assets
+from spamgpt.files.download import CONNECT_SECONDS, connect_seconds
+from spamgpt.files.workspace import POCKET, show_path, workspace
+from spamgpt.hardware import best_device
+from spamgpt.models import base
+from spamgpt.models.published import CONFIGS, load_config
+from spamgpt.tasks import sms
 
 GB = 1e9
 REMEMBERED = "remembered from an earlier run; `python -m spamgpt fetch` tries again"
@@ -95,7 +98,7 @@ def _kernel() -> Check:
 
 
 def _wants_pocket() -> bool:
-    return os.environ.get("SPAMGPT_BASE") == "pocket"
+    return settings.base_name() == "pocket"
 
 
 def _disk() -> Check:
@@ -126,12 +129,18 @@ def _memory() -> Check:
 
 
 def _device() -> Check:
+    """What computes, and in which precision: as it was decided for the base model's width."""
     device = best_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    precision = "bf16 where nothing is trained" if bf16_pays(device) else "fp32"
-    if device.type == "cpu" and packing_pays():
-        precision += ", packed weights"
-    return Check("device", True, f"{name}, {torch.get_num_threads()} CPU threads, {precision}")
+    found = f"{name}, {torch.get_num_threads()} CPU threads"
+    known = settings.base_name() in CONFIGS
+    config = CONFIGS[settings.base_name()] if known else load_config(POCKET)
+    try:
+        precision = decide(device, config.n_embd)
+    except ValueError as error:
+        return Check("device", False, str(error), "unset SPAMGPT_PRECISION")
+    found += f", {precision.name} where nothing is trained"
+    return Check("device", True, found + (", packed weights" if precision.packed else ""))
 
 
 def _proxy() -> Check:
@@ -147,7 +156,7 @@ def _proxy() -> Check:
     for name, address in proxies.items():
         parts = urlsplit(address if "://" in address else f"http://{address}")
         shown[name] = f"{name} = {parts.hostname}:{parts.port or 80}"  # without the password
-        if not assets.offline() and not _answers(parts.hostname, parts.port or 80):
+        if not settings.offline() and not _answers(parts.hostname, parts.port or 80):
             dead.append(shown[name])
     found = ", ".join(dead or shown.values()) + (" does not answer" if dead else "")
     return Check("proxy", not dead, found, "correct it, or unset the variable, upper case as well")
@@ -180,16 +189,16 @@ def _cache() -> Check:
 
 
 def _base() -> Check:
-    wanted = os.environ.get("SPAMGPT_BASE") or "auto"
+    wanted = settings.base_name()
     fix = "set SPAMGPT_BASE to auto, or connect and run `python -m spamgpt fetch`"
-    if wanted not in ("auto", *BASE_NAMES):
+    if wanted not in ("auto", *base.BASE_NAMES):
         return Check("base", False, f"SPAMGPT_BASE={wanted} is not a base model", fix)
     if wanted == "pocket":
         return Check("base", True, "pocket (SPAMGPT_BASE says so)")
     name = "gpt2" if wanted == "auto" else wanted
     needed = {file: _source(file) for file in ("vocab.bpe", "encoder.json", name)}
     missing = [file for file, source in needed.items() if source is None]
-    if wanted == "auto" and assets.why_stand_in("base", "pocket", "gpt2"):
+    if wanted == "auto" and base.CHOICE.remembered():
         if not missing:
             return Check("base", False, f"pocket, {STALE} GPT-2 can be had now", TRY_AGAIN)
         return Check("base", True, f"pocket ({REMEMBERED})")
@@ -200,7 +209,7 @@ def _base() -> Check:
 
 def _data() -> Check:
     source = _source("sms")
-    if assets.why_stand_in("data", "sample", "sms"):
+    if sms.CHOICE.remembered():
         if source is not None:
             return Check(
                 "data", False, f"bundled sample, {STALE} the collection can be had now", TRY_AGAIN
@@ -208,7 +217,7 @@ def _data() -> Check:
         return Check("data", True, f"bundled sample ({REMEMBERED})")
     now = "sample" if source is None else "collection"
     if (made_of := _splits()) not in (None, now):
-        old, new = sms.DATA_NAMES[made_of], sms.DATA_NAMES[now]
+        old, new = sms.TASK.data_names[made_of], sms.TASK.data_names[now]
         found = f"{new}, but the saved splits were made of the {old}"
         return Check("data", False, found, "run the notebooks from 01 on")
     if source is None:
@@ -219,10 +228,10 @@ def _data() -> Check:
 def _splits() -> str | None:
     """What the saved splits were made of, if there are any that can be read."""
     try:
-        made_of = sms.split_source()
+        made_of = sms.TASK.split_source()
     except (OSError, ValueError, KeyError):
         return None
-    return made_of if made_of in sms.DATA_NAMES else None
+    return made_of if made_of in sms.TASK.data_names else None
 
 
 def _source(name: str) -> str | None:

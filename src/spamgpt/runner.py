@@ -13,10 +13,11 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
-from spamgpt import sms
 from spamgpt.evaluation import load_results
-from spamgpt.pretrained import announce_base
-from spamgpt.workspace import PROJECT, atomic, forget_choices, show_path, workspace
+from spamgpt.files.workspace import PROJECT, atomic, forget_choices, show_path, workspace
+from spamgpt.models.base import choose_base
+from spamgpt.tasks import sms
+from spamgpt.tasks.splits import SPLITS
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -74,7 +75,7 @@ def run_notebooks(wanted: list[str]) -> int:
     paths = select(wanted)
     forget_choices()
     sms.source()
-    announce_base()
+    choose_base()
     folder = workspace() / "runs" / datetime.now().strftime("%Y-%m-%d_%H%M%S")
     executed, began = [], time.perf_counter()
     for i, path in enumerate(paths, start=1):
@@ -117,13 +118,13 @@ def write_report(executed: list[tuple[str, nbformat.NotebookNode]], path: Path) 
 def result_table(results: dict, seconds: float) -> str:
     """What notebook 06 measured, as an aligned table."""
     rows = [
-        ("data set", sms.DATA_NAMES[results["data"]]),
+        ("data set", sms.TASK.data_names[results["data"]]),
         ("base model", results["base"]),
         ("trainable parameters", f"{results['trainable_parameters']:,}"),
         ("fine-tuning", f"{results['training_seconds']:.0f} s"),
         ("all notebooks", f"{seconds:.0f} s"),
     ]
-    for name in sms.SPLITS:
+    for name in SPLITS:
         part = results["splits"][name]
         low, high = part["interval"]
         rows.append(
