@@ -46,6 +46,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
         self.tokenizer, self.label_names, self.base_name = tokenizer, list(label_names), base_name
+        self.bears_int8 = False  # see inference.check_int8
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +106,8 @@ class Classifier(nn.Module):
         trained, it varies anyway, and dropout is active everywhere.
         """
         super().train(mode)
+        if mode:
+            self.bears_int8 = False  # other weights may not
         if n := self.frozen_blocks:
             t = self.transformer
             for child in t.children():

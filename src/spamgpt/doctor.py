@@ -136,11 +136,13 @@ def _device() -> Check:
     known = settings.base_name() in CONFIGS
     config = CONFIGS[settings.base_name()] if known else load_config(POCKET)
     try:
-        precision = decide(device, config.n_embd)
+        decided = decide(device, config.n_embd)
     except ValueError as error:
         return Check("device", False, str(error), "unset SPAMGPT_PRECISION")
-    found += f", {precision.name} where nothing is trained"
-    return Check("device", True, found + (", packed weights" if precision.packed else ""))
+    found += f"; where nothing is trained: {decided.states}"
+    if decided.inference != decided.states:
+        found += f", {decided.inference} for labels"
+    return Check("device", True, found + (", packed weights" if decided.packed else ""))
 
 
 def _proxy() -> Check:

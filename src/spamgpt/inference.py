@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from spamgpt import settings
 from spamgpt.batches import HiddenStates, Messages, batches_by_length, distinct, encode, pad
 from spamgpt.classifier import Classifier
 from spamgpt.fast.blocks import frozen_block
@@ -27,26 +28,54 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def decided(classifier: Classifier) -> Precision:
-    """The precision that this machine uses for a classifier of this width."""
-    return decide(classifier.device, classifier.transformer.config.n_embd)
+def precision_of_states(classifier: Classifier) -> Precision:
+    """The precision, here, of hidden states that are trained on."""
+    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    return Precision(decided.states, decided.packed)
 
 
-def _states(
-    classifier: Classifier, sequences: Sequence[Sequence[int]], n_blocks: int, precision: Precision
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """(row numbers, states after `n_blocks` blocks (B, T, C), lengths (B,)) batch by batch."""
-    transformer, device = classifier.transformer, classifier.device
-    lengths = [len(ids) for ids in sequences]
-    if sum(lengths) < FEW_TOKENS:
-        precision = EXACT
-    blocks = [frozen_block(block, *precision) for block in transformer.blocks[:n_blocks]]
-    for rows in batches_by_length(lengths, tokens_per_batch(device)):
-        ids, true = (part.to(device) for part in pad([sequences[row] for row in rows], 0))
-        x = transformer.embed(ids)
-        for block in blocks:
-            x = block(x)
-        yield rows, x, true
+def precision_of_labels(classifier: Classifier) -> Precision:
+    """The precision, here, of many labels.
+
+    int8 only for weights that were found to bear it (`check_int8`), or where
+    SPAMGPT_PRECISION asks for it.
+    """
+    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    if decided.inference == "int8" and not (classifier.bears_int8 or settings.precision()):
+        return Precision(decided.states, decided.packed)
+    return Precision(decided.inference, decided.packed)
+
+
+class Frozen:
+    """The first `n_blocks` blocks of a classifier as they are now, for many messages.
+
+    They are cast and laid out at the first use that is large enough to be worth it, so use one
+    of these only as long as the weights stay the same.
+    """
+
+    def __init__(self, classifier: Classifier, n_blocks: int, precision: Precision):
+        self.transformer, self.device = classifier.transformer, classifier.device
+        self.n_blocks, self.precision = n_blocks, precision
+        self._made: dict[Precision, list] = {}
+
+    def _blocks(self, precision: Precision) -> list:
+        if precision not in self._made:
+            blocks = self.transformer.blocks[: self.n_blocks]
+            self._made[precision] = [frozen_block(block, *precision) for block in blocks]
+        return self._made[precision]
+
+    def states(
+        self, sequences: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(row numbers, states after the blocks (B, T, C), lengths (B,)), batch by batch."""
+        lengths = [len(ids) for ids in sequences]
+        blocks = self._blocks(EXACT if sum(lengths) < FEW_TOKENS else self.precision)
+        for rows in batches_by_length(lengths, tokens_per_batch(self.device)):
+            ids, true = (part.to(self.device) for part in pad([sequences[r] for r in rows], 0))
+            x = self.transformer.embed(ids)
+            for block in blocks:
+                x = block(x)
+            yield rows, x, true
 
 
 def hidden_states(
@@ -65,8 +94,8 @@ def hidden_states(
     states: list[Tensor] = [torch.empty(0)] * len(different)
     bar = tqdm(total=len(different), desc="frozen blocks", unit="message", disable=not progress)
     with bar, classifier.evaluating():
-        precision = precision or decided(classifier)
-        for rows, x, lengths in _states(classifier, different, n_blocks, precision):
+        frozen = Frozen(classifier, n_blocks, precision or precision_of_states(classifier))
+        for rows, x, lengths in frozen.states(different):
             for row, state, length in zip(rows, x, lengths, strict=True):
                 states[row] = state[:length].clone()  # not a view: it would keep the pads
             bar.update(len(rows))
@@ -85,11 +114,22 @@ def logits(
     with classifier.evaluating():
         if isinstance(data, HiddenStates):
             return _logits_from_states(classifier, data)
-        different, which = distinct(data.ids if isinstance(data, Messages) else data)
-        result = torch.empty(len(different), len(classifier.label_names))
-        n_blocks = len(classifier.transformer.blocks) - 1  # the last one at one token only
-        for rows, x, lengths in _states(classifier, different, n_blocks, precision):
-            result[rows] = classifier.from_states(x, lengths, n_blocks).cpu()
+        ids = data.ids if isinstance(data, Messages) else data
+        return _logits_from_ids(classifier, ids, all_but_last(classifier, precision))
+
+
+def all_but_last(classifier: Classifier, precision: Precision) -> Frozen:
+    """All blocks but the last one, which is computed at one token only."""
+    return Frozen(classifier, len(classifier.transformer.blocks) - 1, precision)
+
+
+def _logits_from_ids(
+    classifier: Classifier, sequences: Sequence[Sequence[int]], frozen: Frozen
+) -> Tensor:
+    different, which = distinct(sequences)
+    result = torch.empty(len(different), len(classifier.label_names))
+    for rows, x, lengths in frozen.states(different):
+        result[rows] = classifier.from_states(x, lengths, frozen.n_blocks).cpu()
     return result[which]
 
 
@@ -108,6 +148,23 @@ def probabilities(
 ) -> Tensor:
     """Label probabilities of messages, in their order: (N, n_labels)."""
     return logits(classifier, data).softmax(dim=-1)
+
+
+def check_int8(classifier: Classifier, data: Messages) -> int:
+    """How many labels of `data` int8 changes; if none, the classifier uses int8 from now on.
+
+    Where this machine does not multiply faster in int8, nothing is tried: 0, and nothing changes.
+    """
+    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    if decided.inference != "int8":
+        return 0
+    exact, rounded = (
+        logits(classifier, data, precision).argmax(dim=-1)
+        for precision in (EXACT, Precision("int8", decided.packed))
+    )
+    changed = int((exact != rounded).sum())
+    classifier.bears_int8 = changed == 0
+    return changed
 
 
 def classify(
@@ -133,7 +190,7 @@ def classify_stream(
         raise TypeError("expected a list of texts, got one text: write [text]")
     total = len(texts) if isinstance(texts, Sized) else None
     texts, done, n_ctx = iter(texts), 0, classifier.transformer.config.n_ctx
-    precision = decided(classifier)
+    frozen = all_but_last(classifier, precision_of_labels(classifier))
     with tqdm(total=total, desc="classify", unit="message", disable=not progress) as bar:
         while held := list(islice(texts, chunk)):
             sequences = encode(held, classifier.tokenizer, first=done)
@@ -143,7 +200,8 @@ def classify_stream(
                         f"message {i} has {len(ids):,} tokens; read its first {n_ctx:,}",
                         stacklevel=3,
                     )
-            found = logits(classifier, [ids[:n_ctx] for ids in sequences], precision)
+            with classifier.evaluating():
+                found = _logits_from_ids(classifier, [ids[:n_ctx] for ids in sequences], frozen)
             for row in found.softmax(dim=-1):
                 yield Prediction(classifier.label_names[int(row.argmax())], float(row.max()))
             done += len(held)

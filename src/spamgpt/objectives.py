@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from spamgpt.batches import Batch, HiddenStates, Messages, StateBatch, data_loader, distinct
 from spamgpt.classifier import Classifier
-from spamgpt.inference import decided, hidden_states, logits
+from spamgpt.inference import hidden_states, logits, precision_of_states
 
 PART = 4  # messages that go through the model together
 
@@ -62,7 +62,7 @@ class Classification:
         return {
             "labels": ", ".join(map(str, model.label_names)),
             "pooling": model.pooling,
-            "precision": decided(model).name if model.frozen_blocks else "fp32",
+            "precision": precision_of_states(model).name if model.frozen_blocks else "fp32",
         }
 
     def loss(self, model: Classifier, batch: Batch | StateBatch) -> tuple[Tensor, float]:

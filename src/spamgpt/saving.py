@@ -4,7 +4,7 @@ from pathlib import Path
 
 from spamgpt.classifier import Classifier
 from spamgpt.files.workspace import show_path, workspace
-from spamgpt.inference import decided
+from spamgpt.inference import precision_of_labels
 from spamgpt.models.base import load_tokenizer
 from spamgpt.models.gpt2 import GPT2
 from spamgpt.models.published import (
@@ -36,7 +36,8 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
     ours = {
         "base": classifier.base_name,
         "pooling": classifier.pooling,
-        "precision": decided(classifier).name,
+        "precision": precision_of_labels(classifier).name,
+        "bears_int8": classifier.bears_int8,
     }
     config = published_config(classifier.transformer.config) | {
         "architectures": ["GPT2ForSequenceClassification"],
@@ -64,6 +65,7 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
             )
     label_names, facts = _described(read_config(folder), folder)
     base_name, pooling = facts["base"], facts.pop("pooling")
+    bears_int8 = facts.pop("bears_int8", False) is True
     body, tokenizer = GPT2(load_config(folder)), load_tokenizer(base_name)
     if tokenizer.n_vocab != body.config.n_vocab:
         raise ValueError(
@@ -84,6 +86,7 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
         )
     except ValueError as error:
         raise ValueError(f"{show_path(folder)}: {error}: {TRAIN_AGAIN}") from None
+    classifier.bears_int8 = bears_int8
     return classifier.eval(), facts
 
 

@@ -56,7 +56,7 @@ def frozen_block(block: nn.Module, precision: str, packed: bool) -> Callable[[Te
 class FrozenBlock:
     """A block whose weights are cast and laid out once (see `inference_linear`).
 
-    Sums, norms and attention stay in fp32.
+    Sums, norms and attention are in fp32.
     """
 
     def __init__(self, block: Block, precision: str, packed: bool):
