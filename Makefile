@@ -47,10 +47,10 @@ notebooks: $(READY)  ## open JupyterLab on the notebooks
 refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
 	@SPAMGPT_BASE=pocket $(BIN)/python scripts/refresh_notebooks.py
 
-bench: $(READY)  ## time training and inference against two other ways (about 45 minutes)
+bench: $(READY)  ## time training and inference against other libraries (about 45 minutes)
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	@$(BIN)/python scripts/benchmark.py
 
-clean:  ## remove what was made or trained (downloads in data/cache stay)
-	@rm -rf data/sms data/training data/classifier data/runs
-	@rm -f data/results.json data/experiments.csv data/choices.json
+clean:  ## remove what was made or trained (downloads and your own data stay)
+	@test ! -x $(BIN)/python || $(BIN)/python -m spamgpt clean
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
