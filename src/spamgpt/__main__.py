@@ -81,14 +81,14 @@ def experiments(args: argparse.Namespace) -> int:
     """
     from dataclasses import replace
 
-    from spamgpt.experiments import GROUPS, Lab, jobs, run_grid, summary
+    from spamgpt.experiments import GRID, Lab, jobs, run_grid, summary
     from spamgpt.files.workspace import show_path, workspace
     from spamgpt.models.base import load_base, load_pocket
     from spamgpt.tasks import sms
 
     if (args.model or args.set) and not args.out:
         raise ValueError("--model and --set need --out: their runs must not meet those of others")
-    wanted = jobs(args.only or GROUPS, args.seeds)
+    wanted = jobs(args.only or GRID, args.seeds)
     data_name, path = sms.source()
     base = load_pocket(args.model) if args.model else load_base()
     base.recipe = replace(base.recipe, **dict(args.set))
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         "experiments", help="run the grid of notebook 07", description=experiments.__doc__
     )
     command.add_argument("--seeds", type=int, default=5, help="of each setting (default: 5)")
-    command.add_argument("--only", nargs="+", metavar="GROUP", help='such as "token read"')
+    command.add_argument("--only", nargs="+", metavar="GROUP", help='such as "pooling"')
     command.add_argument("--out", type=Path, help="CSV file of all runs")
     command.add_argument("--model", type=Path, help="folder of another Pocket GPT")
     command.add_argument(

@@ -134,6 +134,8 @@ GROUPS = {
         for share in (1.0, 0.25, 0.1, 0.05)
     },
 }
+# What notebook 07 draws and `experiments` runs if no group is named.
+GRID = tuple(name for name in GROUPS if not name.startswith(("recipe, folds", "worth")))
 SETTING = [field.name for field in fields(Setting)]
 KEY = ["base", "data", "epochs", *SETTING, "seed"]
 COLUMNS = [*KEY, "messages", "tested", "validation", "accuracy", "seconds", "wrong"]

@@ -153,10 +153,12 @@ def probabilities(
 def check_int8(classifier: Classifier, data: Messages) -> int:
     """How many labels of `data` int8 changes; if none, the classifier uses int8 from now on.
 
-    Where this machine does not multiply faster in int8, nothing is tried: 0, and nothing changes.
+    Where this machine does not multiply faster in int8, or `data` is too little to be rounded,
+    nothing is tried: 0, and nothing changes.
     """
     decided = decide(classifier.device, classifier.transformer.config.n_embd)
-    if decided.inference != "int8":
+    few = sum(map(len, distinct(data.ids)[0])) < FEW_TOKENS
+    if decided.inference != "int8" or few:
         return 0
     exact, rounded = (
         logits(classifier, data, precision).argmax(dim=-1)

@@ -65,7 +65,8 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 facts = json.loads(file.metadata()["training"])
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            other = [key for key in self.run if self.run[key] != facts["run"].get(key)]
+            keys = {**self.run, **facts["run"]}  # of both: another objective has other words
+            other = [key for key in keys if self.run.get(key) != facts["run"].get(key)]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             print(f"{name} cannot be read: training starts from the beginning.")
             return nothing

@@ -19,9 +19,9 @@ from spamgpt.models.published import (
 TRAIN_AGAIN = "train again with notebook 05_finetune"
 
 
-def classifier_folder(task_name: str = "sms") -> Path:
-    """Where the workspace keeps the trained classifier of a task."""
-    return workspace() / ("classifier" if task_name == "sms" else f"classifier-{task_name}")
+def classifier_folder() -> Path:
+    """Where the workspace keeps the classifier that notebook 05 trains."""
+    return workspace() / "classifier"
 
 
 def save_classifier(classifier: Classifier, folder: Path | None = None, **facts) -> Path:

@@ -60,8 +60,18 @@ def decide(device: torch.device, width: int) -> Decision:
     wanted = settings.precision()
     if wanted is None:
         return decided
+    if wanted == "int8" and not _int8_works(device):
+        raise ValueError(
+            f"SPAMGPT_PRECISION=int8: this {device.type}, or this torch, cannot multiply in int8: "
+            "choose auto, fp32 or bf16"
+        )
     # States that are trained on are never rounded to int8.
     return decided._replace(inference=wanted, states="bf16" if wanted == "int8" else wanted)
+
+
+def _int8_works(device: torch.device) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        return can_int8(nn.Linear(64, 64), torch.randn(8, 64).to(device))
 
 
 def _path():

@@ -1,6 +1,5 @@
 """What takes the place of a file that cannot be had, decided once for the workspace."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from spamgpt.files import assets
@@ -29,7 +28,7 @@ class Choice:
             return known["reason"]
         return None
 
-    def decide(self, fetch: Callable[[str], object] = assets.fetch) -> str:
+    def decide(self) -> str:
         """`real` or `stand_in`: the real thing whenever it can be had.
 
         Says so in a notice if it cannot, and remembers it for the workspace.
@@ -38,7 +37,7 @@ class Choice:
         if reason is None:
             try:
                 for file in self.files:
-                    fetch(file)
+                    assets.fetch(file)
             except assets.AssetError as error:
                 reason = error.brief
                 remember(self.key, self.stand_in, reason)

@@ -66,7 +66,8 @@ def stratified_split(
 ) -> Splits:
     """As `random_split`, but each label has the same share in all three parts (scikit-learn).
 
-    Raises ValueError besides if a label has fewer than three messages.
+    Raises ValueError besides if a label has fewer than three messages, or a part would have
+    fewer messages than there are labels.
     """
     first, second = _cuts(len(table), train, validation)
     counts = table["label"].value_counts()
@@ -74,6 +75,12 @@ def stratified_split(
         raise ValueError(
             f"the label {counts.idxmin()!r} has {counts.min()} messages: at least 3 are needed, "
             "one each for train, validation and test"
+        )
+    sizes = (first, second - first, len(table) - second)
+    if min(sizes) < len(counts):
+        raise ValueError(
+            f"{len(table):,} messages of {len(counts)} labels are too few: train, validation and "
+            "test would get {}, {}, {}".format(*sizes)
         )
     table = _with_targets(table, label_names)
     rest, test = train_test_split(

@@ -146,7 +146,8 @@ class Task:
                     ) from error
                 digests.append(_digest(temporary))
             # Before they are moved: a process killed between leaves files that are known as ours.
-            write_json(folder / WRITTEN, {"sha256": sorted({*digests, *_written(folder)})})
+            known = {*digests, *_written(folder), *map(_digest, folder.glob("*.csv"))}
+            write_json(folder / WRITTEN, {"sha256": sorted(known)})
             (folder / "source.json").unlink(missing_ok=True)  # comes last: none, no set of three
         write_json(folder / "source.json", {"data": data_name})
         return folder
@@ -208,7 +209,13 @@ def read_csv(path: Path, text: str, label: str) -> pd.DataFrame:
             f"{path.name} is not UTF-8 text ({error.reason}): save it as UTF-8"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path.name} cannot be read ({error}): {columns}") from None
+        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        raise ValueError(f"{path.name} cannot be read ({reason}): {columns}") from None
+    if not table.index.equals(pd.RangeIndex(len(table))):  # pandas took a column for the index
+        raise ValueError(
+            f"{path.name} has rows with more fields than its header has columns: put quotation "
+            "marks around texts that hold a comma"
+        )
     if missing := [name for name in (label, text) if name not in table]:
         found = ", ".join(map(repr, table.columns))
         raise ValueError(f"{path.name} has no column {missing[0]!r}, only {found:.200}: {columns}")
