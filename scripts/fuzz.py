@@ -10,6 +10,7 @@ than a minute counts as a hang and ends the program with a traceback.
 
 import argparse
 import faulthandler
+import os
 import random
 import tempfile
 import time
@@ -20,12 +21,13 @@ from pathlib import Path
 
 import torch
 
-from spamgpt import sms
-from spamgpt.batching import encode
+from spamgpt.batches import encode
 from spamgpt.classifier import Classifier, build_classifier
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import load_base, load_tokenizer
-from spamgpt.workspace import SAMPLE
+from spamgpt.files.workspace import SAMPLE
+from spamgpt.inference import classify
+from spamgpt.models.base import load_base, load_tokenizer
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.tasks import sms
 
 BATCH = 250  # texts that are classified in one call
 HANG_SECONDS = 60
@@ -101,8 +103,8 @@ def fuzz_texts(classifier: Classifier, n: int, seed: int, first: int = 0) -> Cou
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                predictions = classifier.classify(texts)
-                (alone,) = classifier.classify(texts[:1])
+                predictions = classify(classifier, texts)
+                (alone,) = classify(classifier, texts[:1])
         except Exception as error:
             raise AssertionError(f"{where}: {error!r}") from error
         finally:
@@ -206,12 +208,12 @@ def fuzz_files(folder: Path, n: int, seed: int, first: int = 0) -> Counter:
         try:
             table = sms.load(path)
             assert list(table.columns) == ["label", "text"], where
-            assert set(table["label"]) == set(sms.LABELS), where
+            assert set(table["label"]) == set(sms.LABEL_NAMES), where
             assert all(isinstance(text, str) for text in table["text"]), where
             assert len(table) <= 1 + content.count(b"\n") + content.count(b"\r"), where
-            parts = sms.random_split(sms.balance(table))
-            n_spam = (table["label"] == "spam").sum()
-            assert sum(map(len, parts.values())) == 2 * n_spam, where
+            parts = sms.TASK.split(table)
+            fewest = table["label"].value_counts().min()
+            assert sum(map(len, parts.values())) == 2 * fewest, where
             outcomes["loaded, balanced and split"] += 1
         except ValueError as error:
             assert type(error) is ValueError, f"{where}: {error!r}"
@@ -253,6 +255,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["SPAMGPT_WORKSPACE"] = folder
         pocket = build_classifier(load_base("pocket"), sms.LABEL_NAMES).eval()
         torch.nn.init.normal_(pocket.score.weight, std=0.1)
         for name, n, fuzz in (

@@ -11,10 +11,10 @@ after a random time of up to 1.2 times what the job takes when left alone. After
 - a file under its final name has the right digest, or is not there;
 - a job that ended by itself and reported success left the right file;
 - the saved classifier can be read, and is the former one or the new one to the last weight;
-- an epoch that a killed training has kept can be read; the next training goes on from there.
+- an epoch that a killed training has kept can be read; the next training continues from there.
 
 After the last round every job is done once more, left alone: it succeeds, and nothing that
-the killed ones left lies about. Exits with 1 at the first violation. Needs os.fork, so not
+the killed ones left is still there. Exits with 1 at the first violation. Needs os.fork, so not
 for Windows.
 """
 
@@ -38,14 +38,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from spamgpt import assets
-from spamgpt.batching import Messages
-from spamgpt.checkpoints import FILE
-from spamgpt.classifier import Classifier, load_classifier, save_classifier
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import Recipe, load_tokenizer
+from spamgpt.batches import Messages
+from spamgpt.classifier import Classifier
+from spamgpt.files import assets
+from spamgpt.files.workspace import workspace
+from spamgpt.models.base import load_tokenizer
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.recipes import Recipe
+from spamgpt.resume import FILE
+from spamgpt.saving import load_classifier, save_classifier
 from spamgpt.training import fit
-from spamgpt.workspace import workspace
 
 OK, NOT_HAD, BROKEN = 0, 3, 1  # how a child ends that was not killed
 WRONG = 0.1  # share of the server's answers that have a wrong byte
@@ -137,6 +139,7 @@ def train_one(run: int) -> None:
     texts = [f"message {i}" for i in range(32)]
     messages = Messages(texts, [i % 2 for i in range(32)], classifier.tokenizer, 64)
     recipe = Recipe(trained_blocks=None, learning_rate=1e-3, epochs=3)
+    classifier.prepare(recipe)
     fit(classifier, messages, messages, recipe, progress=False, resume=workspace() / "training")
     with torch.no_grad():
         for weight in classifier.parameters():
@@ -155,7 +158,7 @@ def check_fetched(complete: bool = False) -> None:
     for name, content in (("table", TABLE), ("weights", WEIGHTS)):
         path = assets.cached(name)
         if path.exists() and path.read_bytes() not in (content, b"" if complete else DAMAGE):
-            raise Violation(f"{path.name} lies under its final name with wrong content")
+            raise Violation(f"{path.name} has its final name and wrong content")
         if complete and not path.exists():
             raise Violation(f"{name} was reported as fetched, but {path.name} is not there")
 
@@ -187,7 +190,7 @@ def check_kept() -> None:
 
 
 def check_tidy(folder: Path) -> None:
-    """Nothing lies about that a killed process left."""
+    """Nothing is there that a killed process left."""
     if parts := [path.name for path in folder.rglob("*.part")]:
         raise Violation(f"left behind: {', '.join(parts)}")
 

@@ -6,7 +6,7 @@ FOLDER holds books.txt.gz and dialogues.txt.gz: documents of UTF-8 lines, separa
 a line holding only <|endoftext|>. The script trains the tokenizer, encodes the corpus,
 trains the model and writes the three files of data/bundled/pocket-gpt/. Each stage is
 kept under --work and skipped when its result is there; training saves a checkpoint
-every few minutes, and the same command goes on from it. The learning rate is a function
+every few minutes, and the same command continues from it. The learning rate is a function
 of the tokens seen, so a running job can be stopped and ended early by calling the script
 again with a smaller --tokens.
 
@@ -30,16 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import (
-    END,
-    load_config,
-    load_weights,
-    read_weights,
-    save_checkpoint,
-    tokenizer_from_ranks,
-)
-from spamgpt.workspace import POCKET
+from spamgpt.files.workspace import POCKET
+from spamgpt.models.base import END, tokenizer_from_ranks
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.models.published import load_config, load_weights, read_weights, save_checkpoint
 
 # What one window is drawn from. Dialogues weigh more than their 20 % of the corpus, and
 # more than half of all windows carry the spelling of text messages: the model will read
@@ -168,7 +162,7 @@ def train_tokenizer(train: dict, n_vocab: int, path: Path) -> None:
 
 
 def _byte_alphabet() -> dict[int, str]:
-    """The printable stand-in for each byte that byte-level BPE files use (GPT-2's encoder.py)."""
+    """The printable character that BPE files write for each byte (GPT-2's encoder.py)."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
@@ -257,7 +251,7 @@ class TiedLoss(torch.autograd.Function):
 class LineBag(torch.nn.Module):
     """Asks one token's hidden state which tokens its line has held so far.
 
-    Predicting the next token needs little of what stood far to the left, so a small model
+    Predicting the next token needs little of what is far to the left, so a small model
     keeps little of it. A classifier that reads a message's last token needs all of it. The
     target is a distribution over the line's distinct tokens, rare ones weighing more (by
     their surprisal in the corpus); the loss is its cross-entropy with the softmax of a
@@ -311,7 +305,7 @@ class Windows:
         self.n_ctx, self.seed, self.mixture = n_ctx, seed, mixture
 
     def batch(self, step: int, size: int) -> Tensor:
-        """(size, n_ctx + 1) ids; a function of `step` alone, so a resumed run goes on as it was."""
+        """(size, n_ctx + 1) ids; a function of `step` alone, as a resumed run needs."""
         rng = np.random.default_rng((self.seed, step))
         names = rng.choice(list(self.mixture), size=size, p=list(self.mixture.values()))
         rows = []
@@ -517,7 +511,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=POCKET)
     parser.add_argument("--name", default="pocket", help="name of the checkpoint under --work")
-    parser.add_argument("--init", type=Path, help="folder of a model to go on from, not at random")
+    parser.add_argument("--init", type=Path, help="folder of a model to start from, not at random")
     parser.add_argument(
         "--average", type=Path, nargs="+", help="train nothing: mean of these folders' weights"
     )

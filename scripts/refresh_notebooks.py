@@ -38,7 +38,8 @@ def main() -> None:
         sys.exit("set SPAMGPT_BASE=pocket: stored outputs come from Pocket GPT")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SPAMGPT_WORKSPACE"] = os.path.join(folder, "data")
-        from spamgpt import runner, sms
+        from spamgpt import runner
+        from spamgpt.tasks import sms
 
         if sms.source()[0] != "collection":
             sys.exit("stored outputs come from the real collection: set SPAMGPT_MIRROR or connect")

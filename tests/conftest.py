@@ -13,10 +13,11 @@ import torch
 from hypothesis import settings
 from randomize import randomize
 
-from spamgpt import assets, sms
 from spamgpt.classifier import Classifier
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import load_tokenizer
+from spamgpt.files import assets
+from spamgpt.models.base import load_tokenizer
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.tasks import sms
 
 # The same examples in every run: a property that fails here fails for everyone.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -57,8 +58,8 @@ def _no_internet(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    """fp32 unless a test asks for bf16, so that every machine is tested alike."""
-    monkeypatch.setattr("spamgpt.trunk.bf16_pays", lambda device: False)
+    """fp32 unless a test sets or deletes this, so that every machine is tested alike."""
+    monkeypatch.setenv("SPAMGPT_PRECISION", "fp32")
 
 
 # --- published files ------------------------------------------------------------------

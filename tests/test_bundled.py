@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from spamgpt import sms
-from spamgpt.gpt2 import GPT2
-from spamgpt.pretrained import TRANSPOSED, load_config
-from spamgpt.workspace import POCKET, SAMPLE
+from spamgpt.files.workspace import POCKET, SAMPLE
+from spamgpt.models.gpt2 import GPT2
+from spamgpt.models.published import TRANSPOSED, load_config
+from spamgpt.tasks import sms
+from spamgpt.tasks.splits import near_duplicates, normalise
 
 # --- the sample -----------------------------------------------------------------------
 
@@ -41,14 +42,14 @@ def test_the_sample_has_the_format_of_the_collection(sample):
     assert all(re.fullmatch(r"(ham|spam)\t\S[^\t]*", line) for line in lines)
 
 
-def test_no_message_stands_twice(sample):
+def test_no_message_occurs_twice(sample):
     assert sample["text"].str.lower().is_unique
 
 
 def test_no_two_messages_are_made_from_one_template(sample):
     """By the rule that groups near-duplicates; "fine" may be said by anybody."""
-    long = sample["text"][sms.normalise(sample["text"]).str.len() > 10]
-    group = pd.Series(sms.near_duplicates(long), index=long.index)
+    long = sample["text"][normalise(sample["text"]).str.len() > 10]
+    group = pd.Series(near_duplicates(long), index=long.index)
     assert len(long) > 1200
     assert long[group.duplicated(keep=False)].tolist() == []
 

@@ -11,9 +11,11 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 import spamgpt
-from spamgpt import assets, doctor, sms
+from spamgpt import doctor
 from spamgpt.__main__ import main
-from spamgpt.workspace import SAMPLE, remember, write_json
+from spamgpt.files import assets
+from spamgpt.files.workspace import SAMPLE, remember, write_json
+from spamgpt.tasks import sms
 
 GB = 1e9
 
@@ -63,13 +65,13 @@ def test_packages_that_are_missing_or_too_old(check, monkeypatch):
     real = doctor.version
 
     def version(name):
-        if name == "pooch":
+        if name == "scipy":
             raise doctor.PackageNotFoundError
         return "2.0" if name == "torch" else real(name)
 
     monkeypatch.setattr(doctor, "version", version)
     fine, line, advice = check("packages")
-    assert not fine and "pooch is missing" in line and "torch is 2.0, needed >=2.4" in line
+    assert not fine and "scipy is missing" in line and "torch is 2.0, needed >=2.4" in line
     assert "pip install -r requirements.txt" in advice
 
 
@@ -159,6 +161,13 @@ def test_a_wrong_base_model(check, monkeypatch):
     assert not fine and "gpt5 is not a base model" in line and "set SPAMGPT_BASE to auto" in advice
 
 
+def test_a_wrong_precision(check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_PRECISION", "fp8")
+    fine, line, advice = check("device")
+    assert not fine and "SPAMGPT_PRECISION=fp8: choose one of auto, fp32" in line
+    assert "unset SPAMGPT_PRECISION" in advice
+
+
 @pytest.fixture
 def remembered(monkeypatch):
     """A workspace that decided without a network."""
@@ -185,9 +194,9 @@ def test_a_remembered_choice_that_is_stale(remembered, check, monkeypatch):
 
 
 def test_splits_of_other_data_than_would_be_used_now(check, monkeypatch):
-    sms.save_splits(sms.random_split(sms.balance(sms.load(SAMPLE))), "sample")
+    sms.TASK.save_splits(sms.TASK.split(sms.load(SAMPLE)), "sample")
     assert check("data")[0]
-    write_json(sms.split_folder() / "source.json", {"data": "collection"})
+    write_json(sms.TASK.folder / "source.json", {"data": "collection"})
     fine, line, advice = check("data")
     assert not fine
     assert "bundled sample, but the saved splits were made of the SMS Spam Collection" in line

@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 
-from spamgpt.workspace import PROJECT
+from spamgpt.files.workspace import PROJECT
 
 WORKFLOW = (PROJECT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
 PYPROJECT = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
-@pytest.mark.parametrize("module", ["spamgpt.gpt2", "spamgpt"])
+@pytest.mark.parametrize("module", ["spamgpt.models.gpt2", "spamgpt"])
 def test_our_own_code_may_not_use_what_is_on_its_way_out(kind, module):
     with pytest.raises(kind):
         warnings.warn_explicit("old", kind, "file.py", 1, module=module)

@@ -1,5 +1,6 @@
 """The grid of notebook 07: what is shared must not change what is found."""
 
+import copy
 import inspect
 from dataclasses import astuple, replace
 
@@ -8,16 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from spamgpt import SEED, experiments, sms
+from spamgpt import SEED, experiments
 from spamgpt.__main__ import main
-from spamgpt.batching import data_loader
-from spamgpt.evaluation import wilson_interval
+from spamgpt.batches import HiddenStates, data_loader
 from spamgpt.experiments import (
     DEFAULT,
     FULL,
+    GRID,
     GROUPS,
     KEY,
+    METHODS,
     SETTING,
+    TRAINED,
     Lab,
     Padded,
     Setting,
@@ -34,9 +37,14 @@ from spamgpt.experiments import (
     sentences,
     summary,
 )
-from spamgpt.pretrained import POCKET_RECIPE, Base, Recipe
+from spamgpt.files.workspace import SAMPLE
+from spamgpt.inference import logits
+from spamgpt.models.base import Base
+from spamgpt.recipes import GPT2_RECIPE, POCKET_RECIPE, Recipe
+from spamgpt.statistics import wilson_interval
+from spamgpt.tasks import sms
+from spamgpt.tasks.splits import at_prevalence, balance, group_split, random_split, stratified_split
 from spamgpt.training import fit
-from spamgpt.workspace import SAMPLE
 
 RECIPE = Recipe(trained_blocks=1, learning_rate=3e-3, batch_size=8, epochs=1)
 
@@ -46,7 +54,8 @@ def lab(make_classifier, pocket_tokenizer):
     """A tiny random model, and 60 messages of the sample."""
     sample = sms.load(SAMPLE)
     table = pd.concat([part[:30] for _, part in sample.groupby("label")])
-    return Lab(Base("tiny", make_classifier().transformer, pocket_tokenizer, RECIPE), table, "few")
+    base = Base("tiny", make_classifier().transformer, pocket_tokenizer, RECIPE)
+    return Lab(base, sms.TASK, table, "few")
 
 
 def run(lab, setting, seed=SEED):
@@ -64,18 +73,18 @@ def test_one_seed_gives_one_result(setting, lab):
     assert run(lab, setting) == first
 
 
-@pytest.mark.parametrize("read", ["last", "mean", "position -1"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "position -1"])
 @pytest.mark.parametrize("padding", ["batch", "context"])
-def test_shared_states_give_the_result_that_token_ids_give(read, padding, lab, monkeypatch):
-    setting, found = Setting(read=read, padding=padding), []
-    monkeypatch.setattr(experiments, "classes", lambda c, m: found.append(c) or np.zeros(len(m)))
+def test_shared_states_give_the_result_that_token_ids_give(pooling, padding, lab, monkeypatch):
+    setting, found = Setting(pooling=pooling, padding=padding), []
+    monkeypatch.setattr(experiments, "fit", lambda *a, **o: (fit(*a, **o), found.append(a[0]))[0])
     lab.run(setting, SEED)
     assert lab._states
     lab._states.clear()
-    monkeypatch.setattr(experiments, "MAX_STATES", 0)
+    monkeypatch.setattr(experiments, "MAX_CACHE", 0)
     lab.run(setting, SEED)
     assert not lab._states
-    shared, alone = (classifier.state_dict() for classifier in found[::2])
+    shared, alone = (classifier.state_dict() for classifier in found)
     for key in shared:
         torch.testing.assert_close(shared[key], alone[key], atol=1e-4, rtol=1e-3)
 
@@ -87,16 +96,19 @@ def test_a_run_leaves_the_base_model_as_it_was(lab):
 
 
 def test_a_row_says_which_test_messages_were_wrong(lab):
-    row = lab.run(Setting(method="always ham"), SEED)
-    test = sms.random_split(sms.balance(lab.table))["test"]
-    assert [int(i) for i in row["wrong"].split()] == np.flatnonzero(test["target"]).tolist()
-    assert row["accuracy"] == pytest.approx(1 - test["target"].mean(), abs=1e-4)
+    row = lab.run(Setting(method="majority"), SEED)
+    splits = random_split(balance(lab.table, sms.LABEL_NAMES), sms.LABEL_NAMES)
+    most = splits["train"]["target"].mode()[0]
+    wrong = splits["test"]["target"] != most
+    assert [int(i) for i in row["wrong"].split()] == np.flatnonzero(wrong).tolist()
+    assert row["accuracy"] == pytest.approx(1 - wrong.mean(), abs=1e-4)
 
 
 def test_the_lecture_split_of_the_grid_is_that_of_the_notebooks(lab):
-    for name, part in sms.random_split(sms.balance(sms.load(SAMPLE))).items():
-        of_grid = Lab(lab.base, sms.load(SAMPLE), "sample").split(DEFAULT, seed=7)[name]
-        assert of_grid["text"].tolist() == part["text"].tolist()
+    of_grid = Lab(lab.base, sms.TASK, sms.load(SAMPLE), "sample").split(DEFAULT, seed=7)
+    for name, part in sms.TASK.split(sms.load(SAMPLE)).items():
+        assert of_grid[name]["text"].tolist() == part["text"].tolist()
+        assert of_grid[name]["target"].tolist() == part["target"].tolist()
 
 
 def test_a_part_of_the_messages_is_as_balanced_as_the_whole():
@@ -113,43 +125,214 @@ def test_fewer_messages_are_seen_more_often():
 
 
 @pytest.mark.parametrize(
-    "draw", [sms.balance, sms.random_split, sms.group_split, sms.at_true_share, data_loader, fit]
+    "draw", [balance, random_split, stratified_split, group_split, at_prevalence, data_loader, fit]
 )
 def test_one_place_sets_the_seed_of_everything(draw):
     assert inspect.signature(draw).parameters["seed"].default == SEED == 123  # the lecture's
 
 
+# --- what fit is really given ---------------------------------------------------------
+
+
+@pytest.fixture
+def given(lab, monkeypatch):
+    """given(setting) is what fit is called with in a run: recipe, names of what is trainable,
+    dropout of the classifier, and the data."""
+
+    def given(setting, recipe=GPT2_RECIPE):
+        calls = []
+
+        def record(classifier, train, validation, recipe, objective, **options):
+            trainable = {n for n, p in classifier.named_parameters() if p.requires_grad}
+            dropout = {m.p for m in classifier.modules() if isinstance(m, torch.nn.Dropout)}
+            calls.append((recipe, trainable, dropout, train, options))
+
+        monkeypatch.setattr(experiments, "fit", record)
+        lab.base = replace(lab.base, recipe=recipe)
+        lab.run(setting, SEED)
+        (call,) = calls
+        return call
+
+    return given
+
+
+HEAD = {"score.weight", "score.bias", "transformer.ln_f.weight", "transformer.ln_f.bias"}
+
+
+def blocks_in(trainable):
+    return {int(name.split(".")[2]) for name in trainable if name.startswith("transformer.h.")}
+
+
+def test_the_grid_trains_by_the_lecture_s_recipe(given):
+    recipe, trainable, dropout, _, options = given(DEFAULT)
+    assert (recipe.epochs, recipe.batch_size) == (5, 8)
+    assert (recipe.learning_rate, recipe.weight_decay) == (5e-5, 0.1)
+    assert not recipe.lr_decay and recipe.embedding_lr is None and dropout == {0.0}
+    assert blocks_in(trainable) == {2} and trainable >= HEAD
+    assert len(trainable) == len(HEAD) + 12  # what a block has
+    assert options["seed"] == SEED
+
+
+@pytest.mark.parametrize(
+    "trained, blocks, rate",
+    [
+        ("last block", {2}, 5e-5),
+        ("head only", set(), 5e-5),
+        ("head only, 10x rate", set(), 5e-4),
+        ("last two blocks", {1, 2}, 5e-5),
+        ("all", {0, 1, 2}, 5e-5),
+    ],
+)
+def test_each_part_is_trained_alone_and_at_its_rate(trained, blocks, rate, given):
+    recipe, trainable, *_ = given(Setting(trained=trained))
+    assert recipe.learning_rate == pytest.approx(rate)
+    assert blocks_in(trainable) == blocks
+    assert trainable >= HEAD
+    embeddings = {name for name in trainable if ".wte." in name or ".wpe." in name}
+    assert bool(embeddings) is (trained == "all")
+    if not blocks:
+        assert trainable == HEAD
+
+
+def test_the_recipe_of_the_base_model_is_followed_as_it_is(given):
+    recipe, trainable, dropout, *_ = given(Setting(trained="recipe"), POCKET_RECIPE)
+    assert recipe == POCKET_RECIPE
+    assert blocks_in(trainable) == {0, 1, 2} and "transformer.wte.weight" in trainable
+    assert dropout == {0.1}
+    recipe, trainable, *_ = given(Setting(trained="last block"), POCKET_RECIPE)
+    assert blocks_in(trainable) == {2} and "transformer.wte.weight" not in trainable
+
+
+def test_random_weights_are_trained_whole_by_the_recipe(given):
+    recipe, trainable, *_ = given(Setting(trained="recipe", weights="random"))
+    assert recipe.trained_blocks is None
+    assert blocks_in(trainable) == {0, 1, 2} and "transformer.wte.weight" in trainable
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("share, epochs", [(1.0, 5), (0.5, 10), (0.1, 50), (0.01, 100)])
+def test_a_share_of_the_messages_is_seen_in_as_many_steps(trained, share, epochs, given):
+    assert recipe_for(GPT2_RECIPE, trained, share).epochs == epochs
+    if share in (0.5, 0.1):
+        recipe, _, _, train, _ = given(Setting(trained=trained, share=share))
+        assert recipe.epochs == epochs
+        assert len(train) == pytest.approx(42 * share, abs=1)
+        assert recipe.batch_size == min(8, len(train))
+
+
+def test_pretrained_weights_are_trained_on_cached_states(given):
+    assert isinstance(given(DEFAULT)[3], HiddenStates)
+    assert given(DEFAULT)[3].n_blocks == 2
+    assert given(Setting(trained="last two blocks"))[3].n_blocks == 1
+    assert not isinstance(given(Setting(trained="all"))[3], HiddenStates)
+
+
+# --- folds and worth ------------------------------------------------------------------
+
+
+def test_folds_look_at_no_test_message(lab):
+    """Every other message is judged by one of the five, and trained on in the four others."""
+    setting = Setting(split="folds")
+    splits = random_split(balance(lab.table, sms.LABEL_NAMES), sms.LABEL_NAMES)
+    known = pd.concat([splits["train"], splits["validation"]])["text"]
+    judged = []
+    for seed in range(SEED, SEED + 5):
+        found = lab.split(setting, seed)
+        assert found["test"] is found["validation"]
+        train, test = found["train"]["text"], found["test"]["text"]
+        assert sorted([*train, *test]) == sorted(known)
+        assert not set(train) & set(splits["test"]["text"])
+        assert found["train"]["target"].mean() == pytest.approx(0.5, abs=0.1)
+        judged += test.tolist()
+    assert sorted(judged) == sorted(known)
+    assert lab.split(setting, SEED + 5)["test"].equals(lab.split(setting, SEED)["test"])
+
+
+@pytest.mark.parametrize("group", ["recipe, folds", "worth, 100%", "worth, 10%"])
+def test_the_groups_that_choose_a_recipe_run_and_are_compared(group, lab, tmp_path):
+    wanted = jobs([group], 2)
+    runs = run_grid(lab, wanted, tmp_path / "runs.csv", progress=False)
+    assert len(runs) == len(wanted)
+    found = compare(runs, group)
+    assert found.index.tolist() == list(GROUPS[group])
+    assert found["accuracy"].between(0, 1).all()
+    assert {"recipe", *METHODS} - {"majority"} <= set(found.index)
+    assert set(runs["tested"]) == ({10} if "folds" in group else {12})
+    assert summary(runs).loc[group].index.tolist() == found.index.tolist()
+
+
+def test_the_grid_of_the_notebook_is_without_them():
+    assert set(GROUPS) - set(GRID) == {
+        *("recipe, folds", "worth, 100%", "worth, 25%", "worth, 10%", "worth, 5%")
+    }
+
+
 # --- padding --------------------------------------------------------------------------
 
 
-def scores(classifier, messages):
+@pytest.fixture
+def short(lab):
+    """The lab's messages; the longest fill 50 of the 64 tokens that the model reads."""
+    messages = copy.copy(lab.messages)
+    messages.ids = [ids[:50] for ids in messages.ids]
+    assert max(map(len, messages.ids)) == 50
+    return messages
+
+
+def padded(messages, setting):
+    """Messages as the lab pads them, to 64 tokens."""
+    full, lengths = copy.copy(messages), [len(ids) for ids in messages.ids]
+    full.ids = [ids + [full.pad_id] * (64 - len(ids)) for ids in messages.ids]
+    return Padded(full, lengths, setting)
+
+
+def of_batches(classifier, data):
     with torch.no_grad():
-        return torch.cat([classifier(b.ids, b.lengths) for b in data_loader(messages, 8)])
+        return torch.cat([classifier(b.ids, b.lengths) for b in data_loader(data, 8)])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("pooling", ["last", "position -1"])
+@pytest.mark.parametrize("padding", ["batch", "longest", "context"])
+def test_a_padded_batch_is_as_wide_as_the_setting_asks_for(padding, pooling, cached, short):
+    lengths = [len(ids) for ids in short.ids]
+    data = padded(short, Setting(padding=padding, pooling=pooling))
+    if cached:
+        states = [torch.ones(64, 16)] * len(lengths)
+        full = HiddenStates(states, short.targets, 2)
+        data = Padded(full, lengths, Setting(padding=padding, pooling=pooling))
+    for k, batch in enumerate(data_loader(data, 8)):
+        of_batch = lengths[8 * k : 8 * k + 8]
+        width = {"batch": max(of_batch), "longest": max(lengths), "context": 64}[padding]
+        assert batch[0].shape[:2] == (len(of_batch), width)
+        expected = of_batch if pooling == "last" else [width] * len(of_batch)
+        assert batch.lengths.tolist() == expected
+        assert batch.targets.tolist() == short.targets[8 * k : 8 * k + 8]
 
 
 @pytest.mark.parametrize("padding", ["batch", "longest", "context"])
 def test_padding_changes_nothing_where_the_last_real_token_is_read(
-    padding, lab, trained_classifier
+    padding, short, trained_classifier
 ):
-    padded = Padded(lab.messages, 64, padding, "last")
-    expected = trained_classifier.scores_of(lab.messages.ids)
-    torch.testing.assert_close(scores(trained_classifier, padded), expected, atol=1e-5, rtol=1e-4)
+    found = of_batches(trained_classifier, padded(short, Setting(padding=padding)))
+    expected = logits(trained_classifier, short)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("padding", ["batch", "longest", "context"])
-def test_position_minus_1_is_that_of_the_padded_batch(padding, lab, trained_classifier):
-    messages = lab.messages
-    lengths = [len(ids) for ids in messages.ids[:8]]
-    width = {"batch": max(lengths), "longest": max(map(len, messages.ids)), "context": 64}[padding]
-    ids = torch.full((8, width), messages.pad_id)
-    for row, message in zip(ids, messages.ids, strict=False):
+def test_position_minus_1_is_that_of_the_padded_batch(padding, short, trained_classifier):
+    lengths = [len(ids) for ids in short.ids[:8]]
+    width = {"batch": max(lengths), "longest": max(map(len, short.ids)), "context": 64}[padding]
+    ids = torch.full((8, width), short.pad_id)
+    for row, message in zip(ids, short.ids, strict=False):
         row[: len(message)] = torch.tensor(message)
     body = trained_classifier.transformer
     with torch.no_grad():
         expected = trained_classifier.score(body.hidden(ids)[:, -1])
-    found = scores(trained_classifier, Padded(messages, 64, padding, "position -1"))[:8]
+    setting = Setting(padding=padding, pooling="position -1")
+    found = of_batches(trained_classifier, padded(short, setting))[:8]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    alone = trained_classifier.scores_of(messages.ids)[:8]
+    alone = logits(trained_classifier, short.ids)[:8]
     assert (found - alone).abs().max() > 0.01  # it does matter here
 
 
@@ -167,7 +350,7 @@ def test_no_run_is_asked_for_twice():
 def test_an_unknown_group_is_refused_with_the_known(capsys):
     assert main(["experiments", "--only", "colour"]) == 1
     error = capsys.readouterr().err
-    assert "colour" in error and "token read" in error
+    assert "colour" in error and "pooling" in error
 
 
 def test_no_seed_at_all_is_refused(capsys):
@@ -175,8 +358,8 @@ def test_no_seed_at_all_is_refused(capsys):
     assert "seeds = 0: at least one" in capsys.readouterr().err
 
 
-def test_a_stopped_grid_goes_on_where_it_stopped(lab, tmp_path, monkeypatch):
-    path, wanted = tmp_path / "runs.csv", jobs(["token read"], 2)
+def test_a_stopped_grid_continues_where_it_stopped(lab, tmp_path, monkeypatch):
+    path, wanted = tmp_path / "grid" / "runs.csv", jobs(["pooling"], 2)
     do, done = lab.run, []
 
     def run_and_stop(setting, seed):
@@ -193,11 +376,13 @@ def test_a_stopped_grid_goes_on_where_it_stopped(lab, tmp_path, monkeypatch):
     runs = run_grid(lab, wanted, path, progress=False)
     assert sorted(map(str, done)) == sorted(map(str, wanted))  # each once
     assert len(runs) == len(load_runs(path)) == 8
-    assert runs[["read", "seed"]].apply(tuple, axis=1).tolist() == [(s.read, n) for s, n in wanted]
+    assert list(zip(runs["pooling"], runs["seed"], strict=True)) == [
+        (setting.pooling, seed) for setting, seed in wanted
+    ]
     again = run_grid(lab, wanted, path, progress=False)  # from the file alone
     assert summary(again).equals(summary(runs))
     assert len(done) == 8
-    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+    assert [file.name for file in path.parent.iterdir()] == ["runs.csv"]
 
 
 def test_another_base_model_or_number_of_epochs_is_another_run(lab, tmp_path):
@@ -212,8 +397,22 @@ def test_a_file_of_something_else_is_refused_and_left_alone(lab, tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"other\.csv lacks the columns"):
-        run_grid(lab, jobs(["token read"], 1), path, progress=False)
+        run_grid(lab, jobs(["pooling"], 1), path, progress=False)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_runs_that_were_stored_before_version_0_2_are_read_and_not_done_again(
+    lab, tmp_path, monkeypatch
+):
+    """There, `pooling` was called `read`."""
+    path, wanted = tmp_path / "runs.csv", jobs(["pooling"], 1)
+    runs = run_grid(lab, wanted, path, progress=False)
+    stored = pd.read_csv(path, keep_default_na=False).rename(columns={"pooling": "read"})
+    stored.to_csv(path, index=False)
+    assert load_runs(path)["pooling"].tolist() == ["last", "mean", "first", "position -1"]
+    monkeypatch.setattr(lab, "run", lambda *job: pytest.fail("it was done again"))
+    again = run_grid(lab, wanted, path, progress=False)
+    assert summary(again).equals(summary(runs))
 
 
 def test_the_command_runs_the_grid_and_keeps_it(tmp_path, capsys):
@@ -230,7 +429,7 @@ def test_the_command_runs_the_grid_and_keeps_it(tmp_path, capsys):
 def test_the_bundled_runs_are_the_whole_grid_of_pocket_gpt():
     """Of the collection everything, of the sample the recipe; five seeds, none twice."""
     runs = load_runs(FULL)
-    for data, groups in (("collection", GROUPS), ("sample", ["recipe"])):
+    for data, groups in (("collection", GRID), ("sample", ["recipe"])):
         of_data = runs[runs["data"] == data]
         found = of_data[[*SETTING, "seed"]].apply(tuple, axis=1).tolist()
         wanted = [(*astuple(setting), seed) for setting, seed in jobs(groups, 5)]
@@ -312,21 +511,21 @@ def test_compare_says_worse_or_better_only_where_the_interval_leaves_out_0():
     runs = pd.concat(
         [
             table(range(10), range(10)),
-            table(range(40), range(40), read="first"),
-            table(range(9), range(9), read="mean"),
+            table(range(40), range(40), pooling="first"),
+            table(range(9), range(9), pooling="mean"),
         ]
     )
-    found = compare(runs, "token read")
+    found = compare(runs, "pooling")
     assert found.index.tolist() == ["last real token", "mean of the real tokens", "first token"]
     assert found["differs"].fillna("-").tolist() == ["-", "", "worse"]
     assert found["difference"].tolist()[1:] == pytest.approx([0.01, -0.3])
-    assert len(runs_of(runs, Setting(read="first"))) == 2
+    assert len(runs_of(runs, Setting(pooling="first"))) == 2
 
 
 def test_sentences_say_what_the_table_allows():
     runs = pd.concat(
-        [table(range(10)), table(range(40), read="first"), table(range(9), read="mean")]
+        [table(range(10)), table(range(40), pooling="first"), table(range(9), pooling="mean")]
     )
-    mean, first = sentences(compare(runs, "token read")).splitlines()
-    assert mean.startswith("mean of the real tokens: not told apart from last real token, +1.0")
+    mean, first = sentences(compare(runs, "pooling")).splitlines()
+    assert mean.startswith("mean of the real tokens: cannot be told from last real token, +1.0")
     assert first.startswith("first token: worse than last real token, -30.0 points (-39")

@@ -2,13 +2,16 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
 
-from spamgpt import assets
 from spamgpt.__main__ import main
-from spamgpt.classifier import save_classifier
+from spamgpt.files import assets
+from spamgpt.files.workspace import PROJECT
+from spamgpt.saving import save_classifier
+from spamgpt.tasks.sms import TASK
 
 
 @pytest.fixture
@@ -63,3 +66,34 @@ def test_classify_reads_one_message_per_line(saved_classifier, capsys, monkeypat
     assert main(["classify", "-"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("%", 1)[1].strip() for line in lines] == texts
+
+
+def test_clean_removes_what_was_made_and_says_what_it_kept(
+    saved_classifier, workspace_folder, capsys
+):
+    TASK.make_splits()
+    (workspace_folder / "own" / "mine").mkdir(parents=True)
+    (TASK.folder / "test.csv").write_text("label,text,target\nham,mine,0\n")
+    capsys.readouterr()
+    assert main(["clean"]) == 0
+    assert capsys.readouterr().out == "kept, since it is not from this series: work/sms/test.csv\n"
+    left = {path.relative_to(workspace_folder).as_posix() for path in workspace_folder.glob("*/*")}
+    assert {"own/mine", "sms/test.csv"} <= left
+    assert not {path for path in left if path.startswith("classifier")}
+    assert [path.name for path in TASK.folder.iterdir()] == ["test.csv"]
+
+
+def test_make_clean_is_this_command():
+    """A list of files in the Makefile would know nothing of what is yours."""
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^clean:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
+    assert "-m spamgpt clean" in recipe
+    assert "rm -rf data" not in recipe and "rm -f data" not in recipe
+
+
+def test_a_precision_that_does_not_exist_is_one_line_not_a_traceback(
+    saved_classifier, capsys, monkeypatch
+):
+    monkeypatch.setenv("SPAMGPT_PRECISION", "fp8")
+    assert main(["classify", "hello"]) == 1
+    assert capsys.readouterr().err.startswith("SPAMGPT_PRECISION=fp8: choose one of auto, fp32")

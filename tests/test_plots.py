@@ -58,12 +58,40 @@ CALIBRATION = pd.DataFrame(
 )
 SHARES = (np.array([0, 0.1, 1]), np.array([0, 0.9, 1]))
 SPLITS = {"train": MESSAGES, "validation": MESSAGES[20:35], "test": MESSAGES[25:]}
+HAM_SPAM, THREE = ["ham", "spam"], ["bad", "neutral", "good"]
+SEVEN = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+
+
+def messages_of(label_names):
+    """Ten messages of the first label, twenty of the second, and so on; other lengths each."""
+    labels = [name for i, name in enumerate(label_names, 1) for _ in range(10 * i)]
+    texts = ["x" * (10 + 3 * i % 97) for i in range(len(labels))]
+    return pd.DataFrame({"label": labels, "text": texts})
+
+
+THIRDS, DAYS = messages_of(THREE), messages_of(SEVEN)
 
 # Function, its arguments before the title, and texts that the figure has to show.
 FIGURES = [
-    ("class_counts", [MESSAGES], ["ham", "spam", "30 (75.0%)", "10 (25.0%)"]),
-    ("lengths", [MESSAGES], ["ham (median 48)", "spam (median 108)"]),
-    ("split_sizes", [SPLITS], ["train", "30 ham", "10 spam", "validation", "test", "15"]),
+    ("class_counts", [MESSAGES, HAM_SPAM], ["ham", "spam", "30 (75.0%)", "10 (25.0%)"]),
+    ("lengths", [MESSAGES, HAM_SPAM], ["ham (median 48)", "spam (median 108)"]),
+    (
+        "split_sizes",
+        [SPLITS, HAM_SPAM],
+        ["train", "30 ham", "10 spam", "validation", "test", "15 = 5 ham + 10 spam"],
+    ),
+    ("class_counts", [THIRDS, THREE], [*THREE, "10 (16.7%)", "30 (50.0%)"]),
+    ("lengths", [THIRDS, THREE], [f"{name} (median" for name in THREE]),
+    (
+        "split_sizes",
+        [{"train": THIRDS, "test": THIRDS[25:]}, THREE],
+        ["60 = 10 bad + 20 neutral + 30 good", "35 = 0 bad + 5 neutral + 30 good"],
+    ),
+    ("confusion", [np.diag([1234, 5, 6]), THREE], [*THREE, "1,234", "5", "6"]),
+    ("class_counts", [DAYS, SEVEN], [*SEVEN, "70 (25.0%)"]),
+    ("lengths", [DAYS, SEVEN], [f"{name} (median" for name in SEVEN]),
+    ("split_sizes", [{"train": DAYS, "test": DAYS[25:]}, SEVEN], [*SEVEN, "280", "255"]),
+    ("confusion", [np.arange(49).reshape(7, 7), SEVEN], [*SEVEN, "47", "48"]),
     ("token_counts", [[3, 5, 8, 20, 44], 1024], ["mean 16.0", "longest 44", "1,024"]),
     ("padding", [{"to 120": (300, 900), "to batch": (300, 100)}], ["75% pads", "25% pads"]),
     ("ledger", [{"wte": 38_597_376, "head": 1538}], ["wte", "38,597,376", "1,538"]),
@@ -75,17 +103,25 @@ FIGURES = [
     (
         "comparison",
         [COMPARED],
-        ["first token", "75.0%", "−20.7 points", "+0.3 points, not told apart", "held against"],
+        ["first token", "75.0%", "−20.7 points", "+0.3 points, inconclusive", "the baseline"],
     ),
     ("learning_curves", [{"GPT": CURVE, "TF-IDF": CURVE}], ["GPT", "TF-IDF", "1,045", "105"]),
     ("curve", [{"GPT": SHARES, "words": SHARES}, (0.1, 0.9), "x", "y"], ["GPT", "threshold 0.5"]),
     (
         "threshold_cost",
-        [np.array([0.01, 0.5, 0.99]), {"all": np.array([9.0, 4.0, 7.0])}, 0.93],
-        ["chosen: 0.93", "all"],
+        [np.array([0.01, 0.5, 0.99]), {"all": np.array([9.0, 4.0, 7.0])}, 0.93, "urgent"],
+        ["chosen: 0.93", "all", "called urgent above"],
     ),
-    ("calibration", [CALIBRATION], ["n = 1,140", "n = 5", "as it should be"]),
-    ("token_effects", [[" free", " mum"], [0.31, -0.055]], ["' free'", "+31.0%", "−5.5%"]),
+    (
+        "calibration",
+        [CALIBRATION, "urgent"],
+        ["n = 1,140", "n = 5", "as it should be", "share that was urgent"],
+    ),
+    (
+        "token_effects",
+        [[" free", " mum"], [0.31, -0.055], "urgent"],
+        ["' free'", "+31.0%", "−5.5%", "probability of urgent"],
+    ),
     ("confusion", [np.array([[148, 2], [11, 1139]]), ["ham", "spam"]], ["148", "1,139", "spam"]),
 ]
 
@@ -143,15 +179,35 @@ def test_no_text_is_cut_off_by_the_edge_of_the_figure(drawn):
 
 def test_each_call_draws_a_new_figure_and_leaves_the_reader_settings_alone():
     before = dict(plt.rcParams)
-    first, second = (plots.class_counts(MESSAGES, "t") for _ in range(2))
+    first, second = (plots.class_counts(MESSAGES, HAM_SPAM, "t") for _ in range(2))
     assert first.figure is not second.figure
     assert dict(plt.rcParams) == before
     plt.close("all")
 
 
-def test_ham_and_spam_keep_their_colours():
-    ax = plots.class_counts(MESSAGES, "t")
-    ham, spam = (patch.get_facecolor() for patch in ax.patches)
-    assert matplotlib.colors.to_hex(ham) == plots.COLORS["ham"].lower()
-    assert matplotlib.colors.to_hex(spam) == plots.COLORS["spam"].lower()
+def colours(ax):
+    return [matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in ax.patches]
+
+
+def test_a_label_keeps_its_colour_in_every_figure():
+    first, second = plots.LABEL_COLORS[:2]
+    assert (first, second) == (plots.BLUE, plots.ORANGE)
+    assert colours(plots.class_counts(MESSAGES, HAM_SPAM, "t")) == [first, second]
+    assert colours(plots.class_counts(MESSAGES, HAM_SPAM[::-1], "t")) == [first, second]
+    assert colours(plots.split_sizes(SPLITS, HAM_SPAM, "t")) == [first] * 3 + [second] * 3
+    assert set(colours(plots.lengths(MESSAGES, HAM_SPAM, "t"))) == {first, second}
+    plt.close("all")
+
+
+def test_seven_labels_have_seven_colours():
+    assert len(set(colours(plots.class_counts(DAYS, SEVEN, "t")))) == 7
+    plt.close("all")
+
+
+def test_a_label_without_messages_is_drawn_as_none():
+    ax = plots.class_counts(MESSAGES, ["ham", "spam", "rare"], "t")
+    assert [patch.get_width() for patch in ax.patches] == [30, 10, 0]
+    ax = plots.split_sizes(SPLITS, ["ham", "spam", "rare"], "t")
+    assert "40 = 30 ham + 10 spam + 0 rare" in "".join(text.get_text() for text in ax.texts)
+    plots.lengths(MESSAGES, ["ham", "spam", "rare"], "t").figure.canvas.draw()
     plt.close("all")

@@ -2,14 +2,9 @@
 
 import math
 
-import pandas as pd
 import pytest
 import torch
-from pocket_worth import folds
 from pretrain_pocket import LineBag
-
-from spamgpt import sms
-from spamgpt.workspace import SAMPLE
 
 
 class Letters:
@@ -35,14 +30,3 @@ def test_the_line_loss_asks_for_the_tokens_of_the_line_so_far(knows_its_line, lo
     if knows_its_line:
         hidden[0, : len(FIRST), :3] = hidden[0, len(FIRST) :, 3:6] = 64.0
     assert bag.loss(hidden, ids, torch.eye(8), step=1).item() == pytest.approx(loss, abs=1e-3)
-
-
-def test_folds_cut_the_known_messages_and_leave_the_test_messages_alone():
-    splits = sms.random_split(sms.balance(sms.load(SAMPLE)))
-    known = pd.concat([splits["train"], splits["validation"]])
-    cuts = folds(splits, 5)
-    judged = pd.concat([cut["validation"] for cut in cuts])
-    assert sorted(judged["text"]) == sorted(known["text"])  # each once
-    for cut in cuts:
-        assert not set(cut["train"]["text"]) & set(cut["validation"]["text"])
-        assert set(cut) == {"train", "validation"}

@@ -9,20 +9,30 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from spamgpt import pretrained
 from spamgpt.__main__ import main
-from spamgpt.classifier import load_classifier, save_classifier
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import load_pocket, save_checkpoint
-from spamgpt.workspace import PROJECT, read_json, write_json
+from spamgpt.batches import Messages
+from spamgpt.files.workspace import PROJECT, read_json, write_json
+from spamgpt.inference import classify
+from spamgpt.models import published
+from spamgpt.models.base import load_pocket
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.models.published import load_config, save_checkpoint
+from spamgpt.recipes import Recipe
+from spamgpt.resume import FILE, Checkpoint
+from spamgpt.saving import load_classifier, save_classifier
+from spamgpt.training import fit
 
 
 @pytest.fixture
 def saved(trained_classifier) -> Path:
     """The folder of a good classifier."""
     return save_classifier(trained_classifier, run=1)
+
+
+FACTS = {"base": "pocket", "precision": "fp32"}  # what is saved with every classifier here
 
 
 def failure(kind=ValueError) -> str:
@@ -171,6 +181,11 @@ def test_a_config_that_is_no_architecture(value, saved):
     assert f"config.json does not describe a GPT-2: n_layer is {value!r}" in failure()
 
 
+def test_a_config_that_asks_for_what_is_not_implemented(saved):
+    change_config(saved, activation_function="relu")
+    assert "does not compute: activation_function is 'relu', only 'gelu_new' or" in failure()
+
+
 @pytest.mark.parametrize("entry", ["spamgpt", "id2label"])
 def test_a_config_that_is_no_classifiers(entry, saved):
     change_config(saved, **{entry: None})
@@ -183,7 +198,7 @@ def test_a_base_model_that_does_not_exist(saved):
 
 
 def test_saved_by_a_newer_version(saved, monkeypatch, capsys):
-    change_config(saved, spamgpt={"base": "pocket", "format": pretrained.FORMAT + 1})
+    change_config(saved, spamgpt={"base": "pocket", "format": published.FORMAT + 1})
     assert main(["classify", "hello"]) == 1
     said = capsys.readouterr().err
     assert "was saved by a newer spamgpt (format 2; this one reads up to 1): update" in said
@@ -195,7 +210,76 @@ def test_saved_before_there_were_formats(saved):
     config = read_json(saved / "config.json")
     del config["spamgpt"]["format"]
     write_json(saved / "config.json", config)
-    assert load_classifier()[1] == {"base": "pocket", "run": 1}
+    assert load_classifier()[1] == FACTS | {"run": 1}
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["with header", "without"])
+@pytest.mark.parametrize("pooling", ["last", "first", "mean"])
+def test_saved_when_pooling_was_called_read(pooling, header, trained_classifier):
+    """Versions before 0.2 wrote "read", and no precision; before that, neither."""
+    trained_classifier.pooling = pooling
+    folder = save_classifier(trained_classifier, run=1)
+    older = {"base": "pocket", "format": 1, "run": 1}
+    for ours in (older | {"read": pooling}, *([older] if pooling == "last" else [])):
+        change_config(folder, spamgpt=ours)
+        if not header:
+            change_weights(folder, lambda tensors: None)
+        loaded, facts = load_classifier()
+        assert loaded.pooling == pooling
+        assert facts == {"base": "pocket", "run": 1}
+        texts = ["first message", "a second, longer one"]
+        found, expected = (
+            [p.probability for p in classify(c, texts)] for c in (loaded, trained_classifier)
+        )
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_unknown_pooling_is_refused(saved):
+    change_config(saved, spamgpt={"base": "pocket", "pooling": "max"})
+    assert "pooling = 'max': choose one of last, first, mean" in failure()
+
+
+# --- an unfinished training of an older version ---------------------------------------
+
+
+def test_an_unfinished_training_of_an_older_version_is_refused(
+    make_classifier, workspace_folder, capsys, monkeypatch
+):
+    """Its fingerprint had other parts, so nobody could say whether it is of the same training."""
+    recipe = Recipe(trained_blocks=1, learning_rate=1e-3, epochs=2)
+    folder = workspace_folder / "training"
+
+    def train(stop=False):
+        classifier = make_classifier().prepare(recipe)
+        messages = Messages(["a", "b"] * 8, [0, 1] * 8, classifier.tokenizer, 64)
+        with monkeypatch.context() as patch:
+            if stop:  # when the first epoch is kept and the second begins
+                save = Checkpoint.save
+
+                def save_and_stop(*args):
+                    save(*args)
+                    raise KeyboardInterrupt
+
+                patch.setattr(Checkpoint, "save", save_and_stop)
+            fit(classifier, messages, messages, recipe, progress=False, resume=folder)
+        return classifier
+
+    expected = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(stop=True)
+    with safe_open(folder / FILE, "pt") as file:
+        facts = json.loads(file.metadata()["training"])
+    assert facts.pop("format") == 2
+    save_file(load_file(folder / FILE), folder / FILE, metadata={"training": json.dumps(facts)})
+    capsys.readouterr()
+    found = train()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"work/training/{FILE} was kept by another version of spamgpt and cannot be continued: "
+        "training starts from the beginning, and replaces it after its first epoch."
+    ]
+    for key, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[key], value)
 
 
 # --- saving, interrupted --------------------------------------------------------------
@@ -221,16 +305,16 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(
 
     with monkeypatch.context() as patch:
         if step == "before weights":
-            patch.setattr(pretrained, "write_weights", kill)
+            patch.setattr(published, "write_weights", kill)
         elif step == "in weights":
-            patch.setattr(pretrained, "save_file", half)
+            patch.setattr(published, "save_file", half)
         else:
-            patch.setattr(pretrained, "write_json", kill)
+            patch.setattr(published, "write_json", kill)
         with pytest.raises(Killed):
             save_classifier(new, run=2)
     loaded, facts = load_classifier()
     expected = new if step == "before config" else trained_classifier
-    assert facts == {"base": "pocket", "run": 2 if step == "before config" else 1}
+    assert facts == FACTS | {"run": 2 if step == "before config" else 1}
     for key, value in expected.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
@@ -239,9 +323,9 @@ def test_a_save_that_is_killed_leaves_the_old_or_the_new(
 def test_a_base_model_whose_saving_was_killed_between_its_files(tmp_path, monkeypatch):
     small, large = GPT2Config(1, 1, 8, 16, 50), GPT2Config(2, 2, 16, 16, 50)
     save_checkpoint(GPT2(small), tmp_path)
-    monkeypatch.setattr(pretrained, "write_json", lambda *_: None)
+    monkeypatch.setattr(published, "write_json", lambda *_: None)
     save_checkpoint(GPT2(large), tmp_path)
-    assert pretrained.load_config(tmp_path) == large  # config.json still is the small one's
+    assert load_config(tmp_path) == large  # config.json still is the small one's
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
@@ -254,7 +338,7 @@ def test_a_full_disk_keeps_the_former_classifier(saved, make_classifier, monkeyp
             except OSError as error:  # as the library reports it
                 raise safetensors.SafetensorError(f"I/O error: {error.strerror}") from None
 
-    monkeypatch.setattr(pretrained, "save_file", on_a_full_disk)
+    monkeypatch.setattr(published, "save_file", on_a_full_disk)
     with pytest.raises(OSError, match=r"could not be saved .*No space left.* before is kept"):
         save_classifier(make_classifier(), run=2)
     assert load_classifier()[1]["run"] == 1

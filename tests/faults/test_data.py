@@ -6,9 +6,12 @@ import os
 import pandas as pd
 import pytest
 
-from spamgpt import sms
-from spamgpt.batching import Messages, encode
-from spamgpt.evaluation import loss_and_accuracy
+from spamgpt.batches import Messages, encode
+from spamgpt.inference import classify
+from spamgpt.objectives import loss_and_accuracy
+from spamgpt.tasks import sms
+from spamgpt.tasks.sms import LABEL_NAMES, TASK
+from spamgpt.tasks.splits import balance, random_split
 
 GOOD = [["ham", "hello"], ["spam", "win"]]
 FORM = "each line must be a label, a tab and the message"
@@ -169,12 +172,15 @@ def table(n_ham, n_spam):
 
 
 def test_fewer_ham_than_spam():
-    message = refused(sms.balance, table(3, 5))
-    assert message.startswith("3 ham messages are too few for 5 spam") and "add ham" in message
+    """Then it is the spam that is drawn from."""
+    balanced = balance(table(3, 5), LABEL_NAMES)
+    assert balanced["label"].value_counts().to_dict() == {"ham": 3, "spam": 3}
+    assert balanced["text"].tolist()[:3] == ["message 0", "message 1", "message 2"]
 
 
 def test_no_spam_to_balance():
-    assert "no spam among 4 messages" in refused(sms.balance, table(4, 0))
+    message = refused(balance, table(4, 0), LABEL_NAMES)
+    assert message == "there is no spam among 4 messages: nothing to balance"
 
 
 @pytest.mark.parametrize(
@@ -182,18 +188,18 @@ def test_no_spam_to_balance():
     [(0.9, 0.1, "1"), (0.7, 0.4, "1.1"), (70, 10, "80"), (0.7, -0.1, "0.6"), (0, 0.5, "0.5")],
 )
 def test_fractions_that_do_not_add_up(train, validation, total):
-    message = refused(sms.random_split, table(50, 50), train, validation)
+    message = refused(random_split, table(50, 50), LABEL_NAMES, train, validation)
     assert message.endswith(f"they add up to {total}")
 
 
 def test_too_few_messages_for_three_parts():
-    message = refused(sms.random_split, table(2, 2))
+    message = refused(random_split, table(2, 2), LABEL_NAMES)
     assert message == "4 messages are too few: train, validation and test would get 2, 0, 2"
 
 
 def test_duplicate_rows_survive_balance_and_split():
     doubled = pd.concat([table(20, 20)] * 2, ignore_index=True)
-    parts = sms.random_split(sms.balance(doubled))
+    parts = TASK.split(doubled)
     assert (pd.concat(parts.values())["text"].value_counts() == 2).all()
 
 
@@ -203,9 +209,9 @@ def test_a_million_messages(tmp_path):
     row = "{}\tmessage number {} of very many, see you at home or win a prize\n"
     with path.open("w") as file:
         file.writelines(row.format("spam" if i % 4 == 0 else "ham", i) for i in range(1_000_000))
-    splits = sms.random_split(sms.balance(sms.load(path)))
-    sms.save_splits(splits, "sample")
-    assert {name: len(part) for name, part in sms.load_splits().items()} == {
+    splits = TASK.split(sms.load(path))
+    TASK.save_splits(splits, "sample")
+    assert {name: len(part) for name, part in TASK.load_splits().items()} == {
         "train": 350_000,
         "validation": 50_000,
         "test": 100_000,
@@ -217,7 +223,7 @@ def test_a_million_messages(tmp_path):
 
 @pytest.fixture
 def saved():
-    return sms.save_splits(sms.random_split(table(20, 20)), "sample")
+    return TASK.save_splits(random_split(table(20, 20), LABEL_NAMES), "sample")
 
 
 @pytest.mark.parametrize(
@@ -227,15 +233,18 @@ def saved():
 )
 def test_a_damaged_split_is_named_with_its_columns(content, saved):
     (saved / "validation.csv").write_text(content)
-    message = refused(sms.load_splits)
+    message = refused(TASK.load_splits)
     assert "sms/validation.csv must be a CSV file with the columns label, text" in message
-    assert "run notebook 01" in message
+    assert "run notebook 01_download_balance_split again, or mend it" in message
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+@pytest.mark.parametrize("moved", [0, 1, 2, 3, 4])
 def test_saving_that_is_killed_midway_never_mixes_two_data_sets(moved, saved, monkeypatch):
-    """Else train might hold messages that test of the other data set holds too."""
-    before = sms.load_splits()
+    """Else train might hold messages that test of the other data set holds too.
+
+    The list of what was written is moved first, source.json last.
+    """
+    before = TASK.load_splits()
     replace, moves = os.replace, iter(range(moved))
 
     def killed(source, target):
@@ -246,15 +255,18 @@ def test_saving_that_is_killed_midway_never_mixes_two_data_sets(moved, saved, mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            sms.save_splits(sms.random_split(table(30, 30)), "collection")
-    with pytest.raises(FileNotFoundError, match=r"source\.json is not in .* run notebook 01"):
-        sms.load_splits()
-    sms.save_splits(before, "sample")
-    assert sms.load_splits()["test"].equals(before["test"])
+            TASK.save_splits(random_split(table(30, 30), LABEL_NAMES), "collection")
+    if moved == 0:
+        assert TASK.load_splits()["test"].equals(before["test"])
+    else:
+        with pytest.raises(FileNotFoundError, match=r"source\.json is not in .* run notebook 01"):
+            TASK.load_splits()
+    TASK.save_splits(before, "sample")
+    assert TASK.load_splits()["test"].equals(before["test"])
 
 
 def test_saving_to_a_full_disk_leaves_the_old_splits(saved, monkeypatch):
-    before = sms.load_splits()
+    before = TASK.load_splits()
     texts = iter(["train.csv", "validation.csv"])
     to_csv = pd.DataFrame.to_csv
 
@@ -265,9 +277,9 @@ def test_saving_to_a_full_disk_leaves_the_old_splits(saved, monkeypatch):
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     with pytest.raises(OSError, match="No space left"):
-        sms.save_splits(sms.random_split(table(30, 30)), "collection")
-    assert all(part.equals(before[name]) for name, part in sms.load_splits().items())
-    assert sms.split_source() == "sample"
+        TASK.save_splits(random_split(table(30, 30), LABEL_NAMES), "collection")
+    assert all(part.equals(before[name]) for name, part in TASK.load_splits().items())
+    assert TASK.split_source() == "sample"
 
 
 # --- messages to classify -------------------------------------------------------------
@@ -289,8 +301,8 @@ ODD_TEXTS = {
 @pytest.mark.parametrize("text", ODD_TEXTS.values(), ids=ODD_TEXTS.keys())
 def test_an_odd_message_gets_a_label_and_leaves_its_neighbours_alone(text, trained_classifier):
     plain = "see you at home"
-    (alone,) = trained_classifier.classify([plain])
-    odd, beside = trained_classifier.classify([text, plain])
+    (alone,) = classify(trained_classifier, [plain])
+    odd, beside = classify(trained_classifier, [text, plain])
     assert odd.label in ("ham", "spam") and 0.5 <= odd.probability <= 1
     assert beside.label == alone.label
     assert beside.probability == pytest.approx(alone.probability, abs=1e-5)
@@ -301,5 +313,5 @@ def test_a_line_of_100_000_characters(character, trained_classifier):
     text = character * 99_999 + "x"
     n_tokens = len(encode([text], trained_classifier.tokenizer)[0])
     with pytest.warns(UserWarning, match=rf"message 0 has {n_tokens:,} tokens; read its first 64"):
-        (prediction,) = trained_classifier.classify([text])
+        (prediction,) = classify(trained_classifier, [text])
     assert 0.5 <= prediction.probability <= 1

@@ -20,10 +20,10 @@ import requests
 import urllib3
 from misbehaving import answers, gives, login_page, never_ends, says_nothing, stops_after
 
-from spamgpt import assets, download
 from spamgpt.__main__ import main
-from spamgpt.assets import ASSETS, Asset, AssetError, cached, fetch
-from spamgpt.workspace import show_path
+from spamgpt.files import assets, download
+from spamgpt.files.assets import ASSETS, Asset, AssetError, cached, fetch
+from spamgpt.files.workspace import show_path
 
 CONTENT = b"ham\thello\nspam\twin\n" * 50
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB
@@ -58,7 +58,7 @@ def _online_and_brisk(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """small(url, …) puts a small file that lies at these addresses into the table."""
+    """small(url, …) puts a small file that these addresses have into the table."""
 
     def put(*urls):
         monkeypatch.setitem(ASSETS, "toy", Asset(**{**SMALL.__dict__, "urls": urls}))
@@ -277,21 +277,21 @@ def test_truncated_body(small, server):
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_weights_go_on_after_a_broken_connection_within_one_fetch(reset, large, server):
+def test_weights_continue_after_a_broken_connection_within_one_fetch(reset, large, server):
     large(stops_after(400_000, WEIGHTS, reset), stops_after(300_000, WEIGHTS), gives(WEIGHTS))
     assert fetch("toy").read_bytes() == WEIGHTS
     starts = [int((asked or "=0-")[:-1].split("=")[1]) for _, asked in server.asked]
-    assert len(starts) == 3 and starts == sorted(set(starts))  # each goes on, none restarts
+    assert len(starts) == 3 and starts == sorted(set(starts))  # each continues, none starts again
     assert left() == {"model.safetensors": len(WEIGHTS)}
 
 
-def test_weights_go_on_in_the_next_fetch(large, server):
+def test_weights_continue_in_the_next_fetch(large, server):
     """The server breaks off and stays away: the part is kept, and the message says so."""
     broken = [stops_after(400_000, WEIGHTS)] + [stops_after(0, WEIGHTS)] * download.RETRIES
     large(*broken, gives(WEIGHTS))
     kept = 400_000 // 2**16 * 2**16
     message = failure()
-    assert f"broke off after {kept:,} of 1,048,576 bytes; the next try goes on there" in message
+    assert f"broke off after {kept:,} of 1,048,576 bytes; the next try continues there" in message
     assert left() == {part(): kept}
     assert fetch("toy").read_bytes() == WEIGHTS
     assert server.asked[-1] == ("/weights", f"bytes={kept}-")
@@ -424,7 +424,7 @@ def test_the_disk_fills_midway(small, server, monkeypatch):
 
 
 def test_the_disk_fills_midway_through_the_weights(large, server, monkeypatch):
-    """What has arrived stays, and the next fetch goes on there."""
+    """What has arrived stays, and the next fetch continues there."""
     real = open
 
     def cramped(path, mode):
@@ -462,7 +462,7 @@ def test_the_disk_fills_midway_through_the_weights(large, server, monkeypatch):
 
 @pytest.mark.parametrize("already", [False, True], ids=["empty", "cached"])
 def test_a_data_folder_that_cannot_be_written(already, small, server, workspace_folder):
-    """A file stands where the cache folder should be: root, as whom CI may run, is allowed
+    """There is a file where the cache folder should be: root, as whom CI may run, is allowed
     to write to a read-only folder."""
     small(server.on("/x", gives(CONTENT)))
     if already:
@@ -480,13 +480,13 @@ def test_a_data_folder_that_cannot_be_written(already, small, server, workspace_
 
 
 def test_without_a_writable_folder_the_stand_ins_still_work(workspace_folder, monkeypatch, capsys):
-    """`auto` cannot even write down what it chose; it says why and goes on."""
-    from spamgpt import sms
-    from spamgpt.pretrained import announce_base
+    """`auto` cannot even write down what it chose; it says why and continues."""
+    from spamgpt.models.base import choose_base
+    from spamgpt.tasks import sms
 
     monkeypatch.setenv("SPAMGPT_BASE", "auto")
     workspace_folder.write_bytes(b"")
-    assert announce_base() == "pocket"
+    assert choose_base() == "pocket"
     assert sms.source()[0] == "sample"
     assert "nothing can be written to" in capsys.readouterr().out
 
@@ -495,7 +495,7 @@ def test_without_a_writable_folder_the_stand_ins_still_work(workspace_folder, mo
 
 FETCH = """
 import signal
-from spamgpt import assets
+from spamgpt.files import assets
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 assets.ASSETS["toy"] = assets.Asset(**{fields!r})
 {more}
@@ -542,7 +542,7 @@ def test_two_processes_fetch_the_same_file_once(small, server):
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal there")
 def test_ctrl_c_midway_then_again(large, server):
-    """The first process is interrupted after half of the weights; the second goes on."""
+    """The first process is interrupted after half of the weights; the second continues."""
     halves = InTwoHalves(WEIGHTS)
     large(halves, gives(WEIGHTS))
     more = f'assets._hub_url = lambda asset: "{server.url}/weights"'
@@ -596,17 +596,18 @@ def test_what_is_verified_is_not_fetched_again_and_opens_no_connection(small, se
 
 
 def test_a_fully_cached_run_opens_no_connection(mirror, monkeypatch, tmp_path):
-    """Data, tokenizer and weights of the default path; a small model stands in for GPT-2."""
-    from spamgpt import pretrained, sms
-    from spamgpt.gpt2 import GPT2, GPT2Config
+    """Data, tokenizer and weights of the default path; a small model replaces GPT-2."""
+    from spamgpt.models import base, published
+    from spamgpt.models.gpt2 import GPT2, GPT2Config
+    from spamgpt.tasks import sms
 
     tiny = GPT2Config(n_layer=1, n_head=1, n_embd=8, n_ctx=16)
-    pretrained.save_checkpoint(GPT2(tiny), tmp_path)
+    published.save_checkpoint(GPT2(tiny), tmp_path)
     content = (tmp_path / "model.safetensors").read_bytes()
     gpt2 = Asset(**{**LARGE.__dict__, **asset(content, licence="MIT").__dict__})
     gpt2 = Asset(**{**gpt2.__dict__, "filename": "gpt2/model.safetensors", "hub": LARGE.hub})
     monkeypatch.setitem(ASSETS, "gpt2", gpt2)
-    monkeypatch.setitem(pretrained.CONFIGS, "gpt2", tiny)
+    monkeypatch.setitem(base.CONFIGS, "gpt2", tiny)
     for name in ("sms", "vocab.bpe", "encoder.json"):
         fetch(name)
     cached("gpt2").parent.mkdir()
@@ -620,4 +621,4 @@ def test_a_fully_cached_run_opens_no_connection(mirror, monkeypatch, tmp_path):
     monkeypatch.setattr(socket, "socket", forbidden)
     monkeypatch.setattr(socket, "getaddrinfo", forbidden)
     assert sms.source()[0] == "collection"
-    assert pretrained.load_base().name == "gpt2"
+    assert base.load_base().name == "gpt2"

@@ -5,7 +5,7 @@ import math
 import fuzz
 import pytest
 
-from spamgpt import sms
+from spamgpt.tasks import sms
 
 
 def test_nonsense_texts_get_a_label_each(trained_classifier):

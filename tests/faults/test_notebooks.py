@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -19,13 +20,14 @@ import torch
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from safetensors.torch import load_file
 
-from spamgpt import runner, sms
-from spamgpt.checkpoints import FILE
-from spamgpt.workspace import PROJECT, SAMPLE, workspace
+from spamgpt import runner
+from spamgpt.files.workspace import SAMPLE, workspace
+from spamgpt.resume import FILE
+from spamgpt.tasks import sms
 
 pytestmark = pytest.mark.slow
 
-# Notebook 07 trains for minutes; the tests of experiments.py stop its grid and go on.
+# Notebook 07 trains for minutes; the tests of experiments.py stop its grid and continue it.
 NAMES = [path.stem for path in sorted(runner.NOTEBOOKS.glob("0[0-6]_*.ipynb"))]
 MAKES_SPLITS, MAKES_CLASSIFIER = "01_download_balance_split", "05_finetune"
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -72,7 +74,7 @@ class Kernel:
         return [cell.id for cell in self.cells if cell.cell_type == "code"]
 
     def run(self, cell_id):
-        """Run a cell; what it printed. An error that it raised stands there too."""
+        """Run a cell; what it printed. An error that it raised is in it too."""
         (index,) = (i for i, cell in enumerate(self.cells) if cell.id == cell_id)
         self.client.execute_cell(self.cells[index], index)
         return printed(self.cells[index])
@@ -99,9 +101,9 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPAMGPT_WORKSPACE", str(folder))
         patch.delenv("SPAMGPT_MIRROR", raising=False)
-        splits = sms.random_split(sms.balance(sms.load(SAMPLE)))
+        splits = sms.TASK.split(sms.load(SAMPLE))
         sizes = {"train": 32, "validation": 16, "test": 24}
-        sms.save_splits({name: part[: sizes[name]] for name, part in splits.items()}, "sample")
+        sms.TASK.save_splits({name: part[: sizes[name]] for name, part in splits.items()}, "sample")
         run(MAKES_CLASSIFIER)
     return folder
 
@@ -170,17 +172,16 @@ def test_swapping_the_head_and_freezing_again_does_not_stack(ready):
 # --- files lost, files that cannot be written -----------------------------------------
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
-def test_after_make_clean(ready, tmp_path, monkeypatch):
-    """Downloads stay; what was made is gone, and the notebooks say what to run."""
-    (ready / "cache").mkdir()
+def test_after_make_clean(ready):
+    """Downloads stay; what was made is gone, and the notebooks say what to run.
+
+    That `make clean` runs this very command is in tests/test_main.py.
+    """
+    (ready / "cache").mkdir(exist_ok=True)
     (ready / "cache" / "SMSSpamCollection").write_text("downloaded")
     (ready / "training").mkdir()
-    data = ready.rename(tmp_path / "data")
-    shutil.copytree(PROJECT / "data" / "bundled", data / "bundled")
-    subprocess.run(["make", "-f", str(PROJECT / "Makefile"), "clean"], cwd=tmp_path, check=True)
-    assert sorted(path.name for path in data.iterdir()) == ["bundled", "cache"]
-    monkeypatch.setenv("SPAMGPT_WORKSPACE", str(data))
+    subprocess.run([sys.executable, "-m", "spamgpt", "clean"], check=True)
+    assert [path.name for path in ready.iterdir()] == ["cache"]
     with pytest.raises(CellExecutionError, match=f"run notebook {MAKES_CLASSIFIER} first"):
         run("06_evaluate")
     with pytest.raises(CellExecutionError, match=f"run notebook {MAKES_SPLITS} first"):
@@ -262,7 +263,7 @@ def test_the_kernel_is_killed_in_the_middle_of_training(untrained, finished, tmp
     with pytest.raises(DeadKernelError):
         runner.client(notebook).execute()
     again = run(MAKES_CLASSIFIER)
-    assert "Going on after epoch" in printed(training_cell(again.cells))
+    assert "Continuing after epoch" in printed(training_cell(again.cells))
     assert_trained_alike(untrained, finished)
     assert not (untrained / "training").exists()
 
@@ -281,7 +282,7 @@ def test_the_training_cell_is_stopped_and_run_again(untrained, finished):
         stopped = kernel.run(training)
         assert "KeyboardInterrupt: stopped; " in stopped
         assert "of 4 epochs are kept in" in stopped and "run this again" in stopped
-        assert "Going on after epoch" in kernel.run(training)
+        assert "Continuing after epoch" in kernel.run(training)
         for cell_id in after:
             assert not error_in(kernel.run(cell_id))
     assert_trained_alike(untrained, finished)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from spamgpt.workspace import PROJECT
+from spamgpt.files.workspace import PROJECT
 
 TABLE = (PROJECT / "docs" / "faults.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`(test_\w+)`", TABLE))
@@ -21,7 +21,7 @@ def test_every_test_that_the_table_names_exists():
 
 
 @pytest.mark.parametrize("file", ["test_downloads.py", "test_checkpoint_files.py"])
-def test_every_fault_that_is_tested_stands_in_the_table(file):
+def test_every_fault_that_is_tested_is_in_the_table(file):
     assert names_in(PROJECT / "tests" / "faults" / file) - NAMED == set()
 
 

@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from spamgpt.assets import ASSETS, Asset, AssetError, available, cached, fetch
+from spamgpt.files.assets import ASSETS, Asset, AssetError, available, cached, fetch
 
 CONTENT = b"ham\thello\nspam\twin\n" * 50
 TOY = Asset(

@@ -1,32 +1,24 @@
-"""Checkpoints and tokenizers: equal to transformers', strict about files, clear about names."""
+"""Published files: our model equals transformers', and what does not fit is refused by name."""
 
-import math
+import json
 
 import pytest
-import tiktoken
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from randomize import randomize
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from spamgpt import assets, pretrained
 from spamgpt.classifier import Classifier
-from spamgpt.gpt2 import GPT2, GPT2Config
-from spamgpt.pretrained import (
-    BASE_NAMES,
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.models.published import (
     TRANSPOSED,
-    load_base,
     load_config,
-    load_tokenizer,
     load_weights,
     read_weights,
     save_checkpoint,
 )
-from spamgpt.workspace import chosen, forget_choices
 
 CONFIGS = [
     GPT2Config(n_layer=1, n_head=1, n_embd=8, n_ctx=16, n_vocab=50),
@@ -145,7 +137,7 @@ def classifiers(tmp_path, pocket_tokenizer):
     with torch.no_grad():
         mine.score.weight.copy_(theirs.score.weight)
     lengths = torch.tensor([16, 1, 5, 9])
-    ids = tokens(SMALL, batch=4) % 63  # the pad id stands nowhere but in the padding
+    ids = tokens(SMALL, batch=4) % 63  # the pad id is nowhere but in the padding
     ids[torch.arange(16) >= lengths[:, None]] = 63
     return theirs, mine, ids, lengths
 
@@ -262,193 +254,95 @@ def test_a_refused_checkpoint_leaves_the_model_as_it_was(tmp_path):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-# --- base models by name --------------------------------------------------------------
+# --- what config.json asks for --------------------------------------------------------
 
 
-def test_an_unknown_base_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="no base model 'gpt-3'") as error:
-        load_base("gpt-3")
-    assert all(name in str(error.value) for name in ("auto", *BASE_NAMES))
+def write_config(folder, **entries):
+    """A good config.json in `folder`, but for these entries."""
+    save_checkpoint(GPT2(SMALL), folder)
+    config = json.loads((folder / "config.json").read_text()) | entries
+    (folder / "model.safetensors").unlink()  # its header has a copy, which would be read first
+    (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_the_environment_names_the_base_model(monkeypatch):
-    monkeypatch.setenv("SPAMGPT_BASE", "gpt5")
-    with pytest.raises(ValueError, match="gpt5"):
-        load_base()
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("layer_norm_epsilon", 1e-2),
+        ("n_inner", 100),
+        ("add_cross_attention", True),
+        ("tie_word_embeddings", False),
+        ("model_type", "llama"),
+        ("is_encoder_decoder", True),
+        ("pruned_heads", {"0": [1]}),
+        ("quantization_config", {"bits": 4}),
+    ],
+)
+def test_a_config_that_asks_for_what_is_not_implemented_is_refused_by_name(entry, value, tmp_path):
+    """Loaded all the same, such weights would give other logits, and nothing would say so."""
+    write_config(tmp_path, **{entry: value})
+    with pytest.raises(ValueError, match=rf"config\.json asks for .*: {entry} is ") as error:
+        load_config(tmp_path)
+    assert repr(value) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_gpt2_that_cannot_be_had_says_what_to_do():
-    with pytest.raises(assets.AssetError, match="What to do") as error:
-        load_base("gpt2")
-    assert "SPAMGPT_MIRROR" in str(error.value) and "SPAMGPT_OFFLINE" in str(error.value)
+def test_every_unimplemented_entry_is_named_at_once(tmp_path):
+    write_config(tmp_path, activation_function="relu", n_inner=100)
+    with pytest.raises(ValueError, match=r"activation_function .*; n_inner is 100, only 128 \("):
+        load_config(tmp_path)
 
 
-def test_gpt2_without_weights_says_what_to_do(mirror):
-    """The mirror's tokenizer files alone do not make a GPT-2."""
-    with pytest.raises(assets.AssetError, match=r"gpt2 could not be fetched[\s\S]*What to do"):
-        load_base("gpt2")
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"activation_function": "gelu_new"},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"n_inner": None},
+        {"n_inner": 4 * SMALL.n_embd},
+        {"reorder_and_upcast_attn": True, "summary_type": "mean", "use_cache": False},
+    ],
+    ids=str,
+)
+def test_a_config_whose_entries_change_nothing_is_read(entries, tmp_path):
+    write_config(tmp_path, **entries)
+    assert load_config(tmp_path) == SMALL
 
 
-def test_gpt2_is_loaded_from_a_mirror_folder(tmp_path, monkeypatch, pocket_tokenizer):
-    """Names, shapes, file format and recipe of the default path, with a small stand-in."""
-    theirs = reference(SMALL)
-    stand_in = tmp_path / "mirror" / "model.safetensors"
-    stand_in.parent.mkdir()
-    save_file(published_tensors(theirs, prefix=False, buffers=True), stand_in)
-    monkeypatch.setenv("SPAMGPT_MIRROR", str(stand_in.parent))
-    asset = assets.Asset("gpt2/model.safetensors", None, "MIT", mirror_names=(stand_in.name,))
-    monkeypatch.setitem(assets.ASSETS, "gpt2", asset)
-    monkeypatch.setitem(pretrained.CONFIGS, "gpt2", SMALL)
-    monkeypatch.setattr(pretrained, "load_tokenizer", lambda name: pocket_tokenizer)
-    for wanted in ("gpt2", "auto"):
-        monkeypatch.setenv("SPAMGPT_BASE", wanted)
-        base = load_base()
-        assert base.name == "gpt2"
-        assert base.recipe == pretrained.GPT2_RECIPE
-        with torch.no_grad():
-            assert_close(base.model(tokens(SMALL)), theirs(tokens(SMALL)).logits, atol=1e-4, rtol=0)
+def test_a_config_without_the_entries_that_have_a_default_is_read(tmp_path):
+    numbers = {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 16, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(numbers))
+    assert load_config(tmp_path) == SMALL
 
 
-@pytest.fixture
-def auto(monkeypatch):
-    """The learner's setting."""
-    monkeypatch.setenv("SPAMGPT_BASE", "auto")
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"activation_function": "relu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+        {"layer_norm_epsilon": 1e-2},
+    ],
+    ids=str,
+)
+def test_what_is_refused_does_change_the_logits_of_transformers(entries, tmp_path):
+    theirs, idx = reference(SMALL, **entries), tokens(SMALL)
+    with torch.no_grad():
+        moved = (theirs(idx).logits - reference(SMALL)(idx).logits).abs().max()
+        assert moved > 1e-3
+        assert (ours(theirs, SMALL, tmp_path)(idx) - theirs(idx).logits).abs().max() > 1e-3
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(entries))):
+        load_config(tmp_path)
 
 
-def test_auto_may_be_written_out(auto):
-    """The error for an unknown name offers it."""
-    assert load_base("auto").name == "pocket"
-
-
-def test_auto_is_what_an_empty_setting_means(monkeypatch):
-    monkeypatch.delenv("SPAMGPT_BASE")
-    assert load_base().name == "pocket"
-    assert chosen("base")["name"] == "pocket"
-
-
-@pytest.fixture
-def fetches(auto, monkeypatch):
-    """The names of the files that were asked for; none can be had."""
-    asked = []
-
-    def fetch(name):
-        asked.append(name)
-        raise assets.AssetError(f"{name} could not be fetched:\n  - train: no network\nWhat to do")
-
-    monkeypatch.setattr(assets, "fetch", fetch)
-    return asked
-
-
-def test_auto_offline_takes_pocket_gpt_and_says_why(auto, capsys):
-    base = load_base()
-    printed = capsys.readouterr().out
-    assert base.name == "pocket"
-    assert base.recipe == pretrained.POCKET_RECIPE
-    assert "Pocket GPT stands in for GPT-2" in printed
-    assert "SPAMGPT_OFFLINE" in printed  # the reason
-    assert printed.startswith("┌")
-    assert chosen("base")["name"] == "pocket"
-
-
-def test_auto_asks_a_dead_network_once_for_a_workspace(fetches, capsys):
-    load_base()
-    assert len(fetches) >= 1
-    fetches.clear()
-    capsys.readouterr()
-    assert load_base().name == "pocket"
-    assert fetches == []
-    assert "no network" in capsys.readouterr().out  # it still says why
-
-
-def test_auto_asks_again_once_the_choice_is_forgotten(fetches):
-    load_base()
-    fetches.clear()
-    forget_choices()
-    load_base()
-    assert fetches
-
-
-def test_an_explicit_name_is_not_overruled_by_a_remembered_choice(fetches):
-    load_base()
-    with pytest.raises(assets.AssetError):
-        load_base("gpt2")
-
-
-# --- tokenizers -----------------------------------------------------------------------
-
-VARIED = [
-    "Hello world",
-    "  leading and   inner spaces \n\n new lines\t tabs",
-    "FREE entry in 2 a wkly comp!! Txt WIN to 80086 now £1.50pm",
-    "don't we'll they're I'd he's",
-    "emoji 😀👩‍👩‍👧 flags 🇮🇪",
-    "العربية 中文 हिन्दी русский ελληνικά",
-    "ﬁ ½ ² é e\u0301 \u200b zero width",
-    "<|endoftext|> as text",
-    "x" * 300,
-    "",
-]
-
-
-@pytest.mark.parametrize("text", VARIED, ids=lambda t: repr(t[:20]))
-def test_gpt2_tokenizer_equals_transformers(text, gpt2_tokenizer, published):
-    theirs = transformers.GPT2TokenizerFast(
-        vocab=str(published("encoder.json")), merges=str(published("vocab.bpe"))
-    )
-    found = gpt2_tokenizer.encode(text, disallowed_special=(), allowed_special="all")
-    assert found == theirs(text)["input_ids"]
-
-
-def test_gpt2_tokenizer_has_the_published_size_and_end_token(gpt2_tokenizer):
-    assert gpt2_tokenizer.n_vocab == GPT2Config().n_vocab
-    assert gpt2_tokenizer.eot_token == 50256
-
-
-@settings(max_examples=200)
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-def test_pocket_tokenizer_gives_back_any_text(text, pocket_tokenizer):
-    assert pocket_tokenizer.decode(pocket_tokenizer.encode_ordinary(text)) == text
-
-
-def test_pocket_tokenizer_fits_the_pocket_model(pocket_tokenizer):
-    n_vocab = load_config(pretrained.POCKET).n_vocab
-    assert pocket_tokenizer.n_vocab == n_vocab
-    assert pocket_tokenizer.eot_token == n_vocab - 1
-    assert pocket_tokenizer.decode([n_vocab - 1]) == "<|endoftext|>"
-
-
-def test_pocket_tokenizer_is_worth_its_vocabulary(pocket_tokenizer):
-    """Common English costs about a token a word, not a token a character."""
-    text = "I will call you when I get home tonight, do you want me to bring some food?"
-    assert len(pocket_tokenizer.encode_ordinary(text)) < 1.5 * len(text.split())
-
-
-def test_a_tokenizer_file_is_plain_tiktoken(pocket_tokenizer):
-    """Someone else's reader of the rank file gives the same tokens."""
-    ranks = tiktoken.load.load_tiktoken_bpe(str(pretrained.POCKET / "pocket.tiktoken"))
-    assert sorted(ranks.values()) == list(range(len(ranks)))
-    assert all(bytes([i]) in ranks for i in range(256))  # so that any text can be written
-
-
-def test_unknown_tokenizer_name_is_refused():
-    with pytest.raises(ValueError, match="pocket"):
-        load_tokenizer("bert")
-
-
-# --- Pocket GPT -----------------------------------------------------------------------
-
-
-def test_pocket_gpt_has_learned_english():
-    base = load_base("pocket")
-    text = "I am sorry, but I will not be able to come to the party with you on Saturday night."
-    idx = torch.tensor([base.tokenizer.encode_ordinary(text)])
-    with torch.inference_mode():
-        loss = F.cross_entropy(base.model(idx)[0, :-1], idx[0, 1:]).item()
-    assert loss < 0.75 * math.log(base.tokenizer.n_vocab)  # a uniform guess costs ln(n_vocab)
-
-
-def test_pocket_gpt_comes_ready_for_use():
-    base = load_base("pocket")
-    assert base.name == "pocket"
-    assert not base.model.training
-    assert load_base("pocket").model is not base.model  # nobody trains someone else's copy
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh"])
+def test_both_names_of_the_activation_give_the_logits_of_transformers(name, tmp_path):
+    theirs = reference(SMALL, activation_function=name)
+    theirs.save_pretrained(tmp_path)
+    mine = load(load_config(tmp_path), tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert_close(mine(tokens(SMALL)), theirs(tokens(SMALL)).logits, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from spamgpt import workspace as ws
+from spamgpt.files import workspace as ws
 
 # --- all or nothing -------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(workspace_folder):
-    """A file stands where the folder should be: root may write to a read-only folder."""
+    """There is a file where the folder should be: root may write to a read-only folder."""
     workspace_folder.write_bytes(b"")
     with pytest.raises(OSError) as error:
         ws.write_json(workspace_folder / "sms" / "source.json", {})

@@ -1,5 +1,7 @@
 """Messages -> token ids -> padded batches."""
 
+from itertools import pairwise
+
 import pandas as pd
 import pytest
 import torch
@@ -8,7 +10,16 @@ from hypothesis import strategies as st
 from randomize import randomize
 from torch.testing import assert_close
 
-from spamgpt.batching import Messages, batches_by_length, collate, data_loader, encode, pad
+from spamgpt.batches import (
+    HiddenStates,
+    Messages,
+    batches_by_length,
+    collate,
+    data_loader,
+    distinct,
+    encode,
+    pad,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +92,7 @@ def test_decoding_gives_the_text_back(pocket_tokenizer, text):
         assert ids == [pocket_tokenizer.eot_token]
         return
     assert pocket_tokenizer.eot_token not in ids
-    # Half of a surrogate pair is no character and has no bytes: U+FFFD stands for it.
+    # Half of a surrogate pair is no character and has no bytes: it becomes U+FFFD.
     expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert pocket_tokenizer.decode(ids) == expected
 
@@ -212,10 +223,33 @@ def test_batching_keeps_order_and_content(pocket_tokenizer, texts, batch_size):
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60), max_tokens=st.integers(1, 300)
 )
 def test_batches_by_length_hold_every_message_once_and_keep_their_bound(lengths, max_tokens):
-    sequences = [[0] * n for n in lengths]
-    batches = list(batches_by_length(sequences, max_tokens))
+    batches = list(batches_by_length(lengths, max_tokens))
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     widths = [lengths[row] for batch in batches for row in batch]
     assert widths == sorted(lengths)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= max_tokens
+    for batch, following in pairwise(batches):  # each is filled: its bound leaves no room
+        assert (len(batch) + 1) * lengths[following[0]] > max_tokens
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), max_size=30))
+def test_distinct_sequences_give_back_all_of_them(sequences):
+    different, which = distinct(sequences)
+    assert len(set(different)) == len(different) == len({tuple(s) for s in sequences})
+    assert [list(different[i]) for i in which] == sequences
+
+
+# --- cached hidden states -------------------------------------------------------------
+
+
+def test_a_batch_of_hidden_states_is_padded_with_zeros_to_its_longest():
+    long, short = torch.ones(3, 4), torch.full((1, 4), 2.0)
+    data = HiddenStates([long, short, long], [1, 0, 1], n_blocks=5)
+    assert len(data) == 3
+    batch, rest = data_loader(data, 2)
+    assert rest.states.shape == (1, 3, 4)
+    assert batch.states.tolist() == [long.tolist(), [[2.0] * 4, [0.0] * 4, [0.0] * 4]]
+    assert batch.lengths.tolist() == [3, 1]
+    assert batch.targets.tolist() == [1, 0]
+    assert batch.n_blocks == 5

@@ -1,4 +1,4 @@
-"""Interrupted trainings: what is kept, what goes on, and what is never taken up."""
+"""Interrupted trainings: what is kept, what continues, and what is never taken up."""
 
 import math
 import random
@@ -12,21 +12,21 @@ import pandas as pd
 import pytest
 import torch
 
-from spamgpt import training
-from spamgpt.batching import Messages
-from spamgpt.checkpoints import FILE
-from spamgpt.classifier import save_classifier
-from spamgpt.pretrained import Recipe
+from spamgpt import inference, objectives, resume, training
+from spamgpt.batches import Messages
+from spamgpt.recipes import Recipe
+from spamgpt.resume import FILE
+from spamgpt.saving import save_classifier
 from spamgpt.training import fit
 
 ALL = Recipe(
-    trained_blocks=None, learning_rate=3e-3, batch_size=8, epochs=4, decay=True, dropout=0.2
+    trained_blocks=None, learning_rate=3e-3, batch_size=8, epochs=4, lr_decay=True, dropout=0.2
 )
 RECIPES = {
-    "kept states": replace(ALL, trained_blocks=1),
+    "cached states": replace(ALL, trained_blocks=1),
     "all trained": ALL,
-    "embeddings": replace(ALL, trained_blocks=1, embedding_rate=1e-2),
-    "head only": replace(ALL, trained_blocks=0, decay=False, dropout=0.0),
+    "embeddings": replace(ALL, trained_blocks=1, embedding_lr=1e-2),
+    "head only": replace(ALL, trained_blocks=0, lr_decay=False, dropout=0.0),
 }
 N_STEPS = 5  # of an epoch
 
@@ -55,7 +55,8 @@ def train(make_classifier, data):
     """train(recipe, **options) is the history and the weights of a training from the start."""
 
     def train(recipe, seed=123, **options):
-        classifier = make_classifier(options.pop("start", 0))
+        classifier = make_classifier(options.pop("start", 0)).prepare(recipe)
+        options.pop("change", lambda _: None)(classifier)
         history = fit(classifier, *data, recipe, seed=seed, progress=False, **options)
         return history, classifier.state_dict()
 
@@ -91,7 +92,7 @@ def assert_same(found, expected, atol=0.0):
         torch.testing.assert_close(weights[key], value, atol=1000 * atol, rtol=0)
 
 
-# --- going on -------------------------------------------------------------------------
+# --- continuing -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
@@ -105,7 +106,7 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     torch.manual_seed(99)  # what happens in between has no say
     capsys.readouterr()
     resumed = train(recipe, resume=folder)
-    assert "Going on after epoch 2 of 4" in capsys.readouterr().out
+    assert "Continuing after epoch 2 of 4" in capsys.readouterr().out
     assert_same(resumed, whole)
     assert resumed[0]["seconds"].is_monotonic_increasing
     assert not folder.exists()
@@ -119,7 +120,7 @@ def test_it_may_be_stopped_again_and_again(train, interrupt, folder):
     assert_same(train(ALL, resume=folder), train(ALL))
 
 
-def test_stopped_in_the_first_epoch_it_starts_anew_and_says_so(train, interrupt, folder, capsys):
+def test_stopped_in_the_first_epoch_it_starts_again_and_says_so(train, interrupt, folder, capsys):
     interrupt(N_STEPS)
     with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
         train(ALL, resume=folder)
@@ -127,18 +128,18 @@ def test_stopped_in_the_first_epoch_it_starts_anew_and_says_so(train, interrupt,
     assert capsys.readouterr().out == ""
 
 
-def test_stopped_before_it_goes_on_it_still_knows_what_is_kept(
+def test_stopped_before_it_continues_it_still_knows_what_is_kept(
     train, interrupt, folder, monkeypatch
 ):
-    def stopped(*args):
+    def stopped(*args, **options):
         raise KeyboardInterrupt
 
-    recipe = RECIPES["kept states"]
+    recipe = RECIPES["cached states"]
     interrupt(N_STEPS + 1)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, resume=folder)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_run_frozen_part", stopped)
+        patch.setattr(objectives, "hidden_states", stopped)
         with pytest.raises(KeyboardInterrupt, match="1 of 4 epochs are kept"):
             train(recipe, resume=folder)
     assert_same(train(recipe, resume=folder), train(recipe))
@@ -163,11 +164,11 @@ import sys, time
 from pathlib import Path
 
 sys.path.insert(0, {tests!r})
-from test_checkpoints import ALL, messages
+from test_resume import ALL, messages
 from spamgpt import training
-from spamgpt.classifier import load_classifier
+from spamgpt.saving import load_classifier
 
-classifier, _ = load_classifier(Path({start!r}))
+classifier = load_classifier(Path({start!r}))[0].prepare(ALL)
 steps = training._steps
 
 
@@ -190,7 +191,7 @@ print("finished", flush=True)
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     train, make_classifier, folder, tmp_path
 ):
-    """kill -9, while the process goes on: between two steps, or while it writes."""
+    """kill -9, while the process is running: between two steps, or while it writes."""
     start = save_classifier(make_classifier(), tmp_path / "start")
     script = CHILD.format(tests=str(Path(__file__).parent), start=str(start), folder=str(folder))
     draw, finished = random.Random(5), False
@@ -212,13 +213,32 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
 # --- what is not taken up -------------------------------------------------------------
 
 
+def dropout(classifier):
+    classifier.transformer.h[2].drop.p = 0.3
+
+
+def leave_a_bias_out(classifier):
+    classifier.score.bias.requires_grad_(False)
+
+
+def pool_the_mean(classifier):
+    classifier.pooling = "mean"
+
+
+def rename_a_label(classifier):
+    classifier.label_names[0] = "good"
+
+
 @pytest.mark.parametrize(
     "change, named",
     [
         ({"seed": 7}, "seed"),
         ({"recipe": replace(ALL, learning_rate=1e-3)}, "recipe"),
         ({"start": 1}, "starting weights"),
-        ({"bf16": True}, "bf16"),
+        ({"change": dropout}, "dropout"),
+        ({"change": leave_a_bias_out}, "trained weights"),
+        ({"change": pool_the_mean}, "pooling"),
+        ({"change": rename_a_label}, "labels"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -230,8 +250,55 @@ def test_the_checkpoint_of_another_training_is_left_aside(
         train(ALL, resume=folder)
     options = {"recipe": ALL} | change
     found = train(**options, resume=folder)
-    assert f"is of another training ({named}): this one starts anew" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"is of another training ({named}): this one starts from the beginning" in printed
     assert_same(found, train(**options))
+
+
+@pytest.mark.parametrize("decided_by", ["setting", "measurement"])
+def test_another_precision_of_the_frozen_blocks_is_another_training(
+    decided_by, train, interrupt, folder, capsys, monkeypatch
+):
+    """Cached states are rounded differently then."""
+    recipe = RECIPES["cached states"]
+    interrupt(3 * N_STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, resume=folder)
+    if decided_by == "setting":
+        monkeypatch.setenv("SPAMGPT_PRECISION", "bf16")
+    else:
+        decide = inference.decide
+        monkeypatch.setattr(
+            inference, "decide", lambda *args: decide(*args)._replace(states="bf16")
+        )
+    found = train(recipe, resume=folder)
+    assert "is of another training (precision): " in capsys.readouterr().out
+    assert_same(found, train(recipe))
+
+
+def test_where_nothing_is_frozen_the_precision_does_not_matter(
+    train, interrupt, folder, capsys, monkeypatch
+):
+    interrupt(3 * N_STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        train(ALL, resume=folder)
+    monkeypatch.setenv("SPAMGPT_PRECISION", "bf16")
+    found = train(ALL, resume=folder)
+    assert "Continuing after epoch 2 of 4" in capsys.readouterr().out
+    assert_same(found, train(ALL))
+
+
+def test_the_checkpoint_of_another_version_is_left_aside(
+    train, interrupt, folder, capsys, monkeypatch
+):
+    interrupt(3 * N_STEPS)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "FORMAT", resume.FORMAT - 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(ALL, resume=folder)
+    found = train(ALL, resume=folder)
+    assert "was kept by another version of spamgpt" in capsys.readouterr().out
+    assert_same(found, train(ALL))
 
 
 def test_other_messages_are_another_training(train, data, interrupt, folder, capsys):
@@ -251,11 +318,11 @@ def test_a_damaged_checkpoint_is_not_read(cut, train, interrupt, folder, capsys)
     path = folder / FILE
     path.write_bytes(path.read_bytes()[:cut])
     found = train(ALL, resume=folder)
-    assert "cannot be read: training starts anew" in capsys.readouterr().out
+    assert "cannot be read: training starts from the beginning" in capsys.readouterr().out
     assert_same(found, train(ALL))
 
 
-# --- what cannot go on ----------------------------------------------------------------
+# --- what cannot continue -------------------------------------------------------------
 
 
 def break_a_weight_in(step, monkeypatch):
@@ -281,7 +348,7 @@ def break_a_weight_in(step, monkeypatch):
         (1, r"the loss is nan at step 2"),
     ],
 )
-def test_after_a_loss_that_is_not_a_number_nothing_goes_on(
+def test_after_a_loss_that_is_not_a_number_nothing_continues(
     step, message, train, folder, monkeypatch
 ):
     break_a_weight_in(step, monkeypatch)
@@ -295,6 +362,6 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_training(train, folde
     folder.write_text("a file where the folder should be")
     found = train(ALL, resume=folder)
     printed = capsys.readouterr().out
-    assert "Epoch 1 could not be kept" in printed and "goes on" in printed
+    assert "Epoch 1 could not be kept" in printed and "training continues" in printed
     assert printed.count("could not") == 1
     assert_same(found, train(ALL))
