@@ -338,6 +338,7 @@ def report(args: argparse.Namespace) -> str:
     parts += training(args)
     if not args.training_only:
         parts += inference(args)
+    if not args.training_only and not args.no_growth:
         parts += growth(args)
     return "\n\n".join(parts) + "\n"
 
@@ -434,6 +435,7 @@ def main() -> None:
     parser.add_argument("--reference-epochs", type=int, help="of A, B and B2; scaled up")
     parser.add_argument("--rows", nargs="+", default=list(TRAINING), choices=list(TRAINING))
     parser.add_argument("--training-only", action="store_true")
+    parser.add_argument("--no-growth", action="store_true", help="leave the last table out")
     parser.add_argument("--messages", type=int, help="for inference; default: the whole collection")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("--row", help=argparse.SUPPRESS)

@@ -34,7 +34,7 @@ def classifier(make_classifier):
 
 @settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(0, 500), min_size=1, max_size=30), min_size=1, max_size=6))
-def test_scores_do_not_depend_on_what_a_message_is_batched_with(classifier, sequences):
+def test_logits_do_not_depend_on_what_a_message_is_batched_with(classifier, sequences):
     ids, lengths = pad(sequences, classifier.tokenizer.eot_token)
     with torch.no_grad():
         together = classifier(ids, lengths)
@@ -42,7 +42,7 @@ def test_scores_do_not_depend_on_what_a_message_is_batched_with(classifier, sequ
     assert_close(together, torch.stack(alone), atol=1e-4, rtol=1e-4)
 
 
-def test_scores_do_not_depend_on_what_the_padding_is(classifier):
+def test_logits_do_not_depend_on_what_the_padding_is(classifier):
     sequences = [[1, 2, 3], [4, 5, 6, 7, 8]]
     with torch.no_grad():
         zeros, others = (classifier(*pad(sequences, pad_id)) for pad_id in (0, 77))

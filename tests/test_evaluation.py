@@ -125,8 +125,8 @@ def messages(pocket_tokenizer):
 
 def one_by_one(classifier, messages):
     with torch.no_grad():
-        scores = [classifier(torch.tensor([s]), torch.tensor([len(s)])) for s in messages.ids]
-    return torch.cat(scores)
+        found = [classifier(torch.tensor([s]), torch.tensor([len(s)])) for s in messages.ids]
+    return torch.cat(found)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -127,7 +127,7 @@ def test_without_learning_the_loss_stays_ln_2(make_classifier, train, validation
     history = prepared(make_classifier(), train, validation, recipe)
     for column in ("train_loss", "validation_loss"):
         assert history[column].tolist() == pytest.approx([math.log(2)] * len(history), abs=1e-6)
-    # Every score is a tie, and ties are called ham: six of the eleven.
+    # All logits are equal, and ties are called ham: six of the eleven.
     assert history["validation_accuracy"].tolist() == pytest.approx([6 / 11] * len(history))
     messages = history["examples"].diff().fillna(history["examples"].iloc[0])
     hits = (history["train_accuracy"] * messages).sum()
