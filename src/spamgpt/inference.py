@@ -106,16 +106,19 @@ def logits(
     classifier: Classifier,
     data: Messages | HiddenStates | Sequence[Sequence[int]],
     precision: Precision = EXACT,
+    frozen: Frozen | None = None,
 ) -> Tensor:
     """Logits of messages, in their order, on the CPU: (N, n_labels).
 
-    `data` may be a data set, or the token ids of each message.
+    `data` may be a data set, or the token ids of each message. Who calls this again and again,
+    and trains nothing in between, hands in `frozen` (`all_but_last`), whose weights are cast
+    and laid out once.
     """
     with classifier.evaluating():
         if isinstance(data, HiddenStates):
             return _logits_from_states(classifier, data)
         ids = data.ids if isinstance(data, Messages) else data
-        return _logits_from_ids(classifier, ids, all_but_last(classifier, precision))
+        return _logits_from_ids(classifier, ids, frozen or all_but_last(classifier, precision))
 
 
 def all_but_last(classifier: Classifier, precision: Precision) -> Frozen:
