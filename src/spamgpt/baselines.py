@@ -8,6 +8,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 
+from spamgpt.batches import encode
+
 
 def tf_idf(**options) -> Pipeline:
     """Counts, rare ones weighing more, and a logistic regression on them."""
@@ -20,7 +22,7 @@ def tf_idf_of_tokens(tokenizer: tiktoken.Encoding) -> Pipeline:
     """The same on the tokens that a language model is given, one and two at a time."""
 
     def tokens(text: str) -> list[str]:
-        return [str(token) for token in tokenizer.encode_ordinary(text)]
+        return [str(token) for token in encode([text], tokenizer)[0]]
 
     return tf_idf(tokenizer=tokens, token_pattern=None, lowercase=False, ngram_range=(1, 2))
 

@@ -1,4 +1,4 @@
-"""Messages -> token ids -> padded batches with their true lengths -> data loaders.
+"""Messages -> normalised -> token ids -> padded batches with their true lengths -> data loaders.
 
 Padding is on the right. With causal attention nothing to the right can reach a
 token, so the hidden state at a message's last real token is the same in every batch,
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from spamgpt import SEED
+from spamgpt.texts import normalise
 
 
 class Batch(NamedTuple):
@@ -35,10 +36,11 @@ class StateBatch(NamedTuple):
 
 
 def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding, first: int = 0) -> list[list[int]]:
-    """Token ids of each text; an empty text becomes a single <|endoftext|>.
+    """Token ids of each text, normalised; an empty text becomes a single <|endoftext|>.
 
-    Text that spells a special token is read as ordinary characters. Raises TypeError if
-    something is not text; it counts the texts from `first`.
+    The one way from a text to tokens, in training and in use. Text that spells a special token
+    is read as ordinary characters. Raises TypeError if something is not text; it counts the
+    texts from `first`.
     """
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got one text: write [text]")
@@ -48,7 +50,7 @@ def encode(texts: Sequence[str], tokenizer: tiktoken.Encoding, first: int = 0) -
                 f"message {i} is not text but {type(text).__name__} ({text!r:.40}): "
                 "pass strings only"
             )
-    sequences = tokenizer.encode_ordinary_batch(list(texts))
+    sequences = tokenizer.encode_ordinary_batch([normalise(text) for text in texts])
     return [ids or [tokenizer.eot_token] for ids in sequences]
 
 
