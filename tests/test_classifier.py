@@ -251,3 +251,23 @@ def test_an_unknown_pooling_is_refused(make_classifier):
     tiny = make_classifier()
     with pytest.raises(ValueError, match="'middle': choose one of last, first, mean"):
         Classifier(tiny.transformer, tiny.tokenizer, ["ham", "spam"], "pocket", "middle")
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan"), "0.5"])
+def test_a_threshold_that_is_no_probability_is_refused(threshold, make_classifier):
+    classifier = make_classifier()
+    classifier.positive = "spam"
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        classifier.set_threshold(threshold)
+    assert classifier.threshold is None
+
+
+def test_a_threshold_needs_a_positive_label(make_classifier):
+    with pytest.raises(ValueError, match="no positive label"):
+        make_classifier().set_threshold(0.9)
+
+
+def test_a_positive_label_has_to_be_one_of_the_labels(make_classifier):
+    part = make_classifier()
+    with pytest.raises(ValueError, match="'eggs' is none of ham, spam"):
+        Classifier(part.transformer, part.tokenizer, ["ham", "spam"], "pocket", positive="eggs")

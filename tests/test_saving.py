@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from spamgpt.batches import encode, pad
 from spamgpt.classifier import Classifier
 from spamgpt.inference import classify, logits
+from spamgpt.models.published import write_checkpoint
 from spamgpt.saving import classifier_folder, load_classifier, save_classifier
 
 TEXTS = [
@@ -34,6 +35,30 @@ def test_a_saved_classifier_comes_back_the_same(trained_classifier):
     assert loaded.label_names == ["ham", "spam"]
     assert not loaded.training
     assert classify(loaded, TEXTS) == classify(trained_classifier, TEXTS)
+
+
+def test_the_positive_label_and_a_threshold_are_saved_with_it(trained_classifier):
+    trained_classifier.positive = "spam"
+    save_classifier(trained_classifier, data="sample")
+    loaded, facts = load_classifier()
+    assert (loaded.positive, loaded.threshold) == ("spam", None)
+    loaded.set_threshold(0.9968)
+    save_classifier(loaded, **facts)  # as notebook 06 does
+    again, same_facts = load_classifier()
+    assert (again.positive, again.threshold) == ("spam", 0.9968) and same_facts == facts
+    assert not {"positive", "threshold"} & set(facts)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"positive": "eggs"}, {"threshold": 0.9}, {"positive": "spam", "threshold": "much"}]
+)
+def test_a_damaged_threshold_is_named_with_the_file(wrong, trained_classifier):
+    folder = save_classifier(trained_classifier)
+    config = json.loads((folder / "config.json").read_text())
+    config["spamgpt"] |= wrong
+    write_checkpoint(trained_classifier.state_dict(), config, folder)
+    with pytest.raises(ValueError, match=r"config\.json: "):
+        load_classifier()
 
 
 @settings(max_examples=10)

@@ -19,7 +19,9 @@ class Classifier(nn.Module):
     """A body and a linear head that reads each message's last real token.
 
     For comparison, `pooling` may be "first" (the first token) or "mean" (the mean of all real
-    tokens) instead of "last". The body is `transformer` and the head `score`, as in transformers'
+    tokens) instead of "last". `positive` is the label that is looked for, where there is one, and
+    `threshold` (0 to 1) the probability above which a message is given it; None: the most
+    probable label is given. The body is `transformer` and the head `score`, as in transformers'
     GPT2ForSequenceClassification. The head starts at zero, so that every label is equally
     probable before training.
     """
@@ -31,6 +33,8 @@ class Classifier(nn.Module):
         label_names: Sequence[str],
         base_name: str,
         pooling: str = "last",
+        positive: str | None = None,
+        threshold: float | None = None,
     ):
         super().__init__()
         if pooling not in POOLINGS:
@@ -40,7 +44,10 @@ class Classifier(nn.Module):
                 f"{len(label_names)} labels ({', '.join(map(str, label_names))}): a classifier "
                 "needs at least two, each with a name of its own"
             )
-        self.pooling = pooling
+        if positive is not None and positive not in label_names:
+            raise ValueError(f"positive = {positive!r} is none of {', '.join(label_names)}")
+        self.pooling, self.positive = pooling, positive
+        self.set_threshold(threshold)
         self.transformer = transformer
         self.score = nn.Linear(transformer.config.n_embd, len(label_names))
         nn.init.zeros_(self.score.weight)
@@ -52,6 +59,20 @@ class Classifier(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.score.weight.device
+
+    def set_threshold(self, threshold: float | None) -> None:
+        """Give the positive label above this probability only; None: wherever it is likeliest.
+
+        Raises ValueError if there is no positive label, or for what is no probability.
+        """
+        if threshold is not None and self.positive is None:
+            raise ValueError(
+                f"threshold = {threshold}: this classifier has no positive label to apply it to"
+            )
+        number = isinstance(threshold, (int, float))
+        if threshold is not None and not (number and 0 <= threshold <= 1):
+            raise ValueError(f"threshold = {threshold!r}: it is a probability, from 0 to 1")
+        self.threshold = threshold
 
     # --- what is trainable ---------------------------------------------------------------
 
@@ -150,6 +171,8 @@ class Classifier(nn.Module):
         return self.score(self.transformer.norm(x))
 
 
-def build_classifier(base: Base, label_names: Sequence[str], pooling: str = "last") -> Classifier:
+def build_classifier(
+    base: Base, label_names: Sequence[str], pooling: str = "last", positive: str | None = None
+) -> Classifier:
     """Swap the language-model head of a base model for a fresh classification head."""
-    return Classifier(base.model, base.tokenizer, label_names, base.name, pooling)
+    return Classifier(base.model, base.tokenizer, label_names, base.name, pooling, positive)

@@ -6,7 +6,7 @@ result depends on it.
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -22,10 +22,11 @@ from spamgpt.hardware import tokens_per_batch
 
 
 class Prediction(NamedTuple):
-    """A label and how probable the classifier finds it (0 to 1)."""
+    """A label, how probable the classifier finds it, and each label (0 to 1; in their order)."""
 
     label: str
     probability: float
+    probabilities: tuple[float, ...]
 
 
 def precision_of_states(classifier: Classifier) -> Precision:
@@ -69,8 +70,11 @@ class Frozen:
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """(row numbers, states after the blocks (B, T, C), lengths (B,)), batch by batch."""
         lengths = [len(ids) for ids in sequences]
-        blocks = self._blocks(EXACT if sum(lengths) < FEW_TOKENS else self.precision)
-        for rows in batches_by_length(lengths, tokens_per_batch(self.device)):
+        precision = EXACT if sum(lengths) < FEW_TOKENS else self.precision
+        blocks, most = self._blocks(precision), tokens_per_batch(self.device)
+        if precision.name == "int8":  # it makes more tables on the way, which fill the cache sooner
+            most //= 2
+        for rows in batches_by_length(lengths, most):
             ids, true = (part.to(self.device) for part in pad([sequences[r] for r in rows], 0))
             x = self.transformer.embed(ids)
             for block in blocks:
@@ -175,9 +179,9 @@ def check_int8(classifier: Classifier, data: Messages) -> int:
 def classify(
     classifier: Classifier, texts: Iterable[str], progress: bool = False
 ) -> list[Prediction]:
-    """The most probable label of each text.
+    """The label of each text: the most probable one, or as the classifier's threshold says.
 
-    Reads at most the first n_ctx tokens of a text and warns if there are more. Computes
+    A text longer than the model's context is read in parts that overlap (`windows`). Computes
     many texts in the precision that is fastest here; its rounding moves probabilities
     slightly. Raises TypeError for what is not text.
     """
@@ -194,20 +198,61 @@ def classify_stream(
     if isinstance(texts, str):
         raise TypeError("expected a list of texts, got one text: write [text]")
     total = len(texts) if isinstance(texts, Sized) else None
-    texts, done, n_ctx = iter(texts), 0, classifier.transformer.config.n_ctx
-    frozen = all_but_last(classifier, precision_of_labels(classifier))
+    texts = iter(texts)
+    chunks = iter(lambda: list(islice(texts, chunk)), [])
     with tqdm(total=total, desc="classify", unit="message", disable=not progress) as bar:
-        while held := list(islice(texts, chunk)):
-            sequences = encode(held, classifier.tokenizer, first=done)
-            for i, ids in enumerate(sequences, start=done):
-                if len(ids) > n_ctx:
-                    warnings.warn(
-                        f"message {i} has {len(ids):,} tokens; read its first {n_ctx:,}",
-                        stacklevel=3,
-                    )
-            with classifier.evaluating():
-                found = _logits_from_ids(classifier, [ids[:n_ctx] for ids in sequences], frozen)
-            for row in found.softmax(dim=-1):
-                yield Prediction(classifier.label_names[int(row.argmax())], float(row.max()))
-            done += len(held)
-            bar.update(len(held))
+        for predictions in classify_chunks(classifier, chunks):
+            yield from predictions
+            bar.update(len(predictions))
+
+
+def classify_chunks(
+    classifier: Classifier, chunks: Iterable[Sequence[str]]
+) -> Iterator[list[Prediction]]:
+    """The same for texts that come in portions: the predictions of each portion, at once."""
+    done, n_ctx = 0, classifier.transformer.config.n_ctx
+    frozen = all_but_last(classifier, precision_of_labels(classifier))
+    for texts in chunks:
+        sequences = encode(texts, classifier.tokenizer, first=done)
+        parts = [windows(ids, n_ctx) for ids in sequences]
+        for i, part in enumerate(parts):
+            if len(part) > 1:
+                warnings.warn(
+                    f"message {done + i} has {len(sequences[i]):,} tokens, the model reads "
+                    f"{n_ctx:,}: judged by {len(part):,} parts that overlap",
+                    stacklevel=4,
+                )
+        with classifier.evaluating():
+            found = _logits_from_ids(classifier, list(chain(*parts)), frozen).softmax(dim=1)
+        each = found.split([len(part) for part in parts]) if parts else []
+        yield [_prediction(classifier, _joined(classifier, p)) for p in each]
+        done += len(texts)
+
+
+def windows(ids: Sequence[int], n_ctx: int) -> list[Sequence[int]]:
+    """Parts of at most `n_ctx` tokens that cover all of a message, each next one half new."""
+    starts = range(0, len(ids) - n_ctx, max(1, n_ctx // 2))
+    return [*(ids[i : i + n_ctx] for i in starts), ids[-n_ctx:]]
+
+
+def _joined(classifier: Classifier, p: Tensor) -> Tensor:
+    """Label probabilities of a message from those of its parts: (n_parts, n_labels) -> (n_labels,)
+
+    Those of the part that speaks most for the positive label, which is looked for and may hide
+    anywhere; the mean of all parts where there is no such label.
+    """
+    if classifier.positive is None:
+        return p.mean(dim=0)
+    return p[p[:, classifier.label_names.index(classifier.positive)].argmax()]
+
+
+def _prediction(classifier: Classifier, p: Tensor) -> Prediction:
+    """What to call a message with these label probabilities (n_labels,)."""
+    names, best = classifier.label_names, int(p.argmax())
+    if classifier.threshold is not None:
+        positive = names.index(classifier.positive)
+        if p[positive] > classifier.threshold:
+            best = positive
+        elif best == positive:
+            best = max((i for i in range(len(names)) if i != positive), key=p.__getitem__)
+    return Prediction(names[best], float(p[best]), tuple(p.tolist()))

@@ -36,6 +36,8 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
     ours = {
         "base": classifier.base_name,
         "pooling": classifier.pooling,
+        "positive": classifier.positive,
+        "threshold": classifier.threshold,
         "precision": precision_of_labels(classifier).name,
         "bears_int8": classifier.bears_int8,
     }
@@ -66,13 +68,19 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
     label_names, facts = _described(read_config(folder), folder)
     base_name, pooling = facts["base"], facts.pop("pooling")
     bears_int8 = facts.pop("bears_int8", False) is True
+    positive, threshold = facts.pop("positive", None), facts.pop("threshold", None)
     body, tokenizer = GPT2(load_config(folder)), load_tokenizer(base_name)
     if tokenizer.n_vocab != body.config.n_vocab:
         raise ValueError(
             f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "
             f"tokenizer of {base_name} has {tokenizer.n_vocab:,} tokens: {TRAIN_AGAIN}"
         )
-    classifier = Classifier(body, tokenizer, label_names, base_name, pooling)
+    try:
+        classifier = Classifier(
+            body, tokenizer, label_names, base_name, pooling, positive, threshold
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{show_path(folder)}/config.json: {error}: {TRAIN_AGAIN}") from None
     tensors = read_weights(folder / "model.safetensors")
     if (head := tensors.get("score.weight")) is not None and len(head) != len(label_names):
         raise ValueError(
