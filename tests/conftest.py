@@ -44,6 +44,14 @@ def workspace_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _no_hub(tmp_path, monkeypatch):
+    """Nothing in Hugging Face's cache, and none of its settings."""
+    for name in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture(autouse=True)
 def _no_internet(monkeypatch):
     """Host names other than this machine's do not resolve, as on a train."""
     resolve = socket.getaddrinfo

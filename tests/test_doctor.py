@@ -2,19 +2,22 @@
 
 import importlib
 import json
+import os
 import shutil
 import socket
 import sys
 from types import SimpleNamespace
+from urllib.request import getproxies
 
 import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 
 import spamgpt
-from spamgpt import doctor
+from spamgpt import doctor, settings
 from spamgpt.__main__ import main
-from spamgpt.files import assets
-from spamgpt.files.workspace import SAMPLE, remember, write_json
+from spamgpt.files import assets, download
+from spamgpt.files.workspace import BUNDLED, SAMPLE, remember, write_json
+from spamgpt.hardware import Memory
 from spamgpt.tasks import sms
 
 GB = 1e9
@@ -97,6 +100,215 @@ def test_too_little_memory(base, needed, check, monkeypatch):
         assert fine == enough
     assert f"close programs until {needed} GB are available" in advice
     assert ("SPAMGPT_BASE=pocket" in advice) == (base != "pocket")
+
+
+def test_in_a_container_its_own_memory_counts(check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_BASE", "pocket")
+    machine = SimpleNamespace(available=60 * GB, total=64 * GB)
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(doctor, "memory", lambda: Memory(int(0.5 * GB), int(2 * GB)))
+    fine, line, _ = check("memory")
+    assert not fine and "0.5 of 2.0 GB available in this container, of 64.0 GB" in line
+    monkeypatch.setattr(doctor, "memory", lambda: Memory(int(60 * GB), int(64 * GB)))
+    fine, line, _ = check("memory")
+    assert fine and "container" not in line
+
+
+# --- nothing hides anything -----------------------------------------------------------
+
+NAMES = ["python", "packages", "kernel", "bundled", "workspace", "disk", "memory", "device"]
+NAMES += ["mirror", "proxy", "https", "cache", "base", "data"]
+
+
+def broken_values():
+    """(variable, value, the checks that must say so)."""
+    for value in ("proxy.corp:8080x", "http://[::1", "http://:80", "gopher://x", "http://x:99999"):
+        for name in ("HTTPS_PROXY", "http_proxy", "ALL_PROXY"):
+            yield name, value, {"proxy"}
+    for value in ("maybe", "2"):
+        yield "SPAMGPT_OFFLINE", value, {"base", "data"}
+    for value in ("{file}", "{file}/below", "~nobody-of-that-name/x", "http://x", "a" * 300):
+        yield "SPAMGPT_WORKSPACE", value, {"workspace"}
+    for value in ("{tmp}/not-there", "{tmp}", "ftp://x", "http://", "http://[x", "x:80", "{file}"):
+        yield "SPAMGPT_MIRROR", value, {"mirror"}
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        for value in ("{tmp}/not-there", "{file}"):
+            yield name, value, {"https"}
+    for value in (
+        "http://[x",
+        "https://x:80x",
+        "ftp://x",
+        "://",
+        "https://" + "a" * 70 + ".example",
+    ):
+        yield "HF_ENDPOINT", value, set()
+    for value in ("{file}", "\\", "~nobody-of-that-name"):
+        yield "HF_HUB_CACHE", value, set()
+    yield "SPAMGPT_PRECISION", "fp8", {"device"}
+    yield "SPAMGPT_BASE", "gpt5", {"base"}
+
+
+@pytest.mark.parametrize(("name", "value", "wrong"), list(broken_values()))
+def test_a_broken_value_is_named_and_hides_no_other_check(
+    name, value, wrong, monkeypatch, tmp_path, capsys
+):
+    for other in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", *settings.CERTIFICATES):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setattr(doctor, "getproxies", getproxies)
+    monkeypatch.delenv("SPAMGPT_OFFLINE")
+    monkeypatch.setenv("SPAMGPT_BASE", "auto")
+    (tmp_path / "file").write_text("nothing of use")
+    monkeypatch.setenv(name, value.format(file=tmp_path / "file", tmp=tmp_path))
+    status = main(["doctor"])
+    out, err = capsys.readouterr()
+    lines = [line for line in out.splitlines() if line[:4] in ("ok  ", "FIX ")]
+    assert [line[5:].split()[0] for line in lines] == NAMES
+    assert wrong <= {line[5:].split()[0] for line in lines if line.startswith("FIX")}
+    assert status == 1 or not wrong
+    assert "Traceback" not in out + err and "Errno" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ZeroDivisionError("in the\nmiddle"),
+            "could not be examined (ZeroDivisionError: in the mid",
+        ),
+        (PermissionError(13, "Permission denied", "config"), "config: Permission denied"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_a_check_that_fails_itself_hides_no_other(error, said, check, monkeypatch):
+    def crash():
+        raise error
+
+    monkeypatch.setattr(doctor, "best_device", crash)
+    fine, line, advice = check("device")
+    assert not fine and said in line and "Errno" not in line
+    assert "correct" in advice
+    assert check("data")[0]
+
+
+# --- bundled files, the workspace -----------------------------------------------------
+
+
+@pytest.fixture
+def bundled(tmp_path, monkeypatch):
+    """A copy of what the repository carries, to be damaged."""
+    folder = shutil.copytree(BUNDLED, tmp_path / "bundled")
+    monkeypatch.setattr(doctor, "BUNDLED", folder)
+    return folder
+
+
+def test_bundled_files_that_are_whole(bundled, check):
+    """Whoever changes one of them has to change its digest in doctor.py."""
+    assert check("bundled")[0]
+    sample = bundled / "sms_sample.tsv"
+    sample.write_bytes(sample.read_bytes().replace(b"\n", b"\r\n"))  # git on Windows
+    assert check("bundled")[0]
+
+
+@pytest.mark.parametrize("name", doctor.BUNDLED_SHA256)
+def test_a_bundled_file_that_is_missing_or_damaged(name, bundled, check):
+    path = bundled / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), path.read_bytes()[:-1], b"", b"version https://git-lfs.github"):
+        path.write_bytes(damaged)
+        fine, line, advice = check("bundled")
+        assert not fine and f"{name} is damaged ({len(damaged):,} bytes)" in line
+        assert "git restore data/bundled" in advice
+    path.unlink()
+    assert f"{name} is missing" in check("bundled")[1]
+
+
+def test_a_workspace_that_can_be_written(check, workspace_folder):
+    fine, line, _ = check("workspace")
+    assert fine and "work/ can be written" in line
+    assert not any(path.name.startswith("tmp") for path in workspace_folder.rglob("*"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no folder here refuses root as well")
+def test_a_workspace_that_cannot_be_written(check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_WORKSPACE", "/proc/self")
+    fine, line, advice = check("workspace")
+    assert not fine and "files cannot be written to" in line
+    assert "make that folder writable, or set SPAMGPT_WORKSPACE to a folder of your own" in advice
+
+
+# --- the way to the internet ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4"])
+def test_a_socks_proxy_needs_a_package(scheme, check, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "getproxies", lambda: {"all": f"{scheme}://127.0.0.1:9"})
+    monkeypatch.setattr(download, "find_spec", lambda name: None)
+    fine, line, _ = check("proxy")
+    assert not fine and 'pip install "requests[socks]"' in line
+    monkeypatch.setattr(download, "find_spec", lambda name: object())
+    fine, line, _ = check("proxy")
+    assert fine and "all_proxy = 127.0.0.1:9" in line  # offline, nothing is asked
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [("socks5h://me:secret@x.example", 1080), ("https://x.example", 443), ("x.example", 80)],
+)
+def test_the_port_of_a_proxy_that_names_none(address, port, check, monkeypatch):
+    monkeypatch.setattr(download, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "getproxies", lambda: {"https": address})
+    fine, line, _ = check("proxy")
+    assert fine and f"https_proxy = x.example:{port}" in line and "secret" not in line
+
+
+def test_a_mirror_is_examined(check, monkeypatch, tmp_path):
+    assert "none set" in check("mirror")[1]
+    (tmp_path / "usb").mkdir()
+    monkeypatch.setenv("SPAMGPT_MIRROR", str(tmp_path / "usb"))
+    fine, line, advice = check("mirror")
+    assert not fine and "has none of the files" in line and "data/README.md" in advice
+    (tmp_path / "usb" / "vocab.bpe").write_text("")
+    fine, line, _ = check("mirror")
+    assert fine and "usb has vocab.bpe" in line
+
+
+def test_what_a_mirror_on_the_web_has_is_found_offline(check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_MIRROR", "http://me:secret@lan.example/files")
+    asked = []
+
+    def head(url, **_):
+        asked.append(url)
+        return SimpleNamespace(raise_for_status=lambda: None)
+
+    monkeypatch.setattr(doctor.requests, "head", head)
+    fine, line, _ = check("mirror")
+    assert fine and "http://lan.example/files answers" in line
+    assert "SMS Spam Collection (to be downloaded)" in check("data")[1]
+    assert all(url.startswith("http://me:secret@lan.example/files") for url in asked)
+
+
+def test_gpt2_in_hugging_faces_cache_is_found(check, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPAMGPT_BASE", "gpt2")
+    for name, file in (
+        ("gpt2", "model.safetensors"),
+        ("gpt2", "vocab.json"),
+        ("gpt2", "merges.txt"),
+    ):
+        folder = tmp_path / "hub" / f"models--openai-community--{name}" / "snapshots" / "main"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("")
+    fine, line, _ = check("base")
+    assert fine and "gpt2 in Hugging Face's cache" in line
+
+
+def test_the_reason_why_something_cannot_be_had_is_given(check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_BASE", "auto")
+    assert "no internet address may be asked" in check("base")[1]
+    monkeypatch.delenv("SPAMGPT_OFFLINE")
+    assert "the host was not found (no internet?)" in check("base")[1]
+    assert "the host was not found (no internet?)" in check("data")[1]
 
 
 @pytest.mark.parametrize("program", [sys.executable, "python", "python3"])

@@ -1,12 +1,14 @@
 """Finds what would go wrong before it does."""
 
+import hashlib
+import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import psutil
@@ -18,9 +20,24 @@ from packaging.requirements import Requirement
 from spamgpt import settings
 from spamgpt.fast.precision import decide
 from spamgpt.files import assets
-from spamgpt.files.download import CONNECT_SECONDS, connect_seconds
-from spamgpt.files.workspace import POCKET, show_path, workspace
-from spamgpt.hardware import best_device
+from spamgpt.files.download import (
+    CONNECT_SECONDS,
+    DownloadError,
+    check_way,
+    connect_seconds,
+    read_proxy,
+    reason_of,
+    trusted,
+)
+from spamgpt.files.workspace import (
+    BUNDLED,
+    POCKET,
+    WorkspaceError,
+    check_writable,
+    show_path,
+    workspace,
+)
+from spamgpt.hardware import best_device, cpus, memory
 from spamgpt.models import base
 from spamgpt.models.published import CONFIGS, load_config
 from spamgpt.tasks import sms
@@ -32,6 +49,18 @@ TRY_AGAIN = "run `python -m spamgpt fetch`, then the notebooks from 01 on"
 # GPT-2 124M: its file, the classifier saved, and training it.
 NEEDED_DISK, NEEDED_MEMORY = 1.5 * GB, 3 * GB
 POCKET_DISK, POCKET_MEMORY = 0.2 * GB, 1 * GB  # training it peaks at 0.65 GB; Jupyter besides
+
+# Of what the repository carries, with the line ends of Unix: git may change them on Windows.
+BUNDLED_SHA256 = {
+    "sms_sample.tsv": "f97babb649654315214e25c6684d502bf428d42fb4ca9e3fabac24985ca7c229",
+    "pocket-gpt/config.json": "d7ff71aeb1ed4225ea789aecbf3ff2eab795b302705913bc82524dde7f12cde0",
+    "pocket-gpt/model.safetensors": (
+        "43ac4d9152d8b52ce0566cebc09068beb1f4dbb0d53d897b80bf74a8c4ab170b"
+    ),
+    "pocket-gpt/pocket.tiktoken": (
+        "e774d53fb3e3cac55145607f84a094963a6a9a5ec0a7f57326ab7aa6b0143075"
+    ),
+}
 
 
 class Check(NamedTuple):
@@ -45,18 +74,39 @@ class Check(NamedTuple):
 
 def examine() -> list[Check]:
     """Everything a learner's machine needs, and what this one has."""
-    return [
-        _python(),
-        _packages(),
-        _kernel(),
-        _disk(),
-        _memory(),
-        _device(),
-        _proxy(),
-        _cache(),
-        _base(),
-        _data(),
-    ]
+    checks = (
+        _python,
+        _packages,
+        _kernel,
+        _bundled,
+        _workspace,
+        _disk,
+        _memory,
+        _device,
+        _mirror,
+        _proxy,
+        _https,
+        _cache,
+        _base,
+        _data,
+    )
+    return [_result(check) for check in checks]
+
+
+def _result(check: Callable[[], Check]) -> Check:
+    """What a check finds; one that fails itself must not hide the others."""
+    name = check.__name__.lstrip("_")
+    try:
+        return check()
+    except WorkspaceError as error:
+        return Check(name, False, error.problem, error.remedy)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) and f"{error.filename}: {error.strerror}"
+        found = " ".join((words or str(error)).split()) or type(error).__name__
+        return Check(name, False, found, "correct or unset what is named here")
+    except Exception as error:
+        found = " ".join(f"could not be examined ({type(error).__name__}: {error})".split())
+        return Check(name, False, found, "correct what it names; if that is nothing, report it")
 
 
 def _python() -> Check:
@@ -97,13 +147,39 @@ def _kernel() -> Check:
     return Check("kernel", ok, found if ok else f"the notebooks run in {program}", mend)
 
 
+def _bundled() -> Check:
+    """Whether what takes the place of downloads is as the repository has it."""
+    wrong = []
+    for name, sha256 in BUNDLED_SHA256.items():
+        path = BUNDLED / name
+        if not os.path.isfile(path):
+            wrong.append(f"{name} is missing")
+            continue
+        content = path.read_bytes()
+        if path.suffix != ".safetensors":
+            content = content.replace(b"\r\n", b"\n")
+        if hashlib.sha256(content).hexdigest() != sha256:
+            wrong.append(f"{name} is damaged ({len(content):,} bytes)")
+    return Check(
+        "bundled",
+        not wrong,
+        "; ".join(wrong) or "Pocket GPT and the sample of messages are whole",
+        "get them again: `git restore data/bundled`, or download or install the project anew",
+    )
+
+
+def _workspace() -> Check:
+    check_writable()
+    return Check("workspace", True, f"{show_path(workspace())}/ can be written")
+
+
 def _wants_pocket() -> bool:
     return settings.base_name() == "pocket"
 
 
 def _disk() -> Check:
     folder = workspace()
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     needed = POCKET_DISK if _wants_pocket() else NEEDED_DISK
@@ -117,13 +193,18 @@ def _disk() -> Check:
 
 
 def _memory() -> Check:
-    memory = psutil.virtual_memory()
+    """What a container may use, not what its machine has."""
+    available, total = memory()
+    machine = psutil.virtual_memory().total
     needed = POCKET_MEMORY if _wants_pocket() else NEEDED_MEMORY
     smaller = "" if _wants_pocket() else ", or set SPAMGPT_BASE=pocket"
+    found = f"{available / GB:.1f} of {total / GB:.1f} GB available"
+    if total < machine:
+        found += f" in this container, of {machine / GB:.1f} GB in the machine"
     return Check(
         "memory",
-        memory.available >= needed,
-        f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB available",
+        available >= needed,
+        found,
         f"close programs until {needed / GB:.0f} GB are available{smaller}",
     )
 
@@ -132,7 +213,7 @@ def _device() -> Check:
     """What computes, and in which precision: as it was decided for the base model's width."""
     device = best_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    found = f"{name}, {torch.get_num_threads()} CPU threads"
+    found = f"{name}, {torch.get_num_threads()} CPU threads for {cpus()} CPUs"
     known = settings.base_name() in CONFIGS
     config = CONFIGS[settings.base_name()] if known else load_config(POCKET)
     try:
@@ -145,36 +226,81 @@ def _device() -> Check:
     return Check("device", True, found + (", packed weights" if decided.packed else ""))
 
 
+def _mirror() -> Check:
+    """Whether the folder or address that is asked first is there."""
+    mirror, fix = settings.mirror(), "correct SPAMGPT_MIRROR, or unset it"
+    if mirror is None:
+        return Check("mirror", True, "none set")
+    if "://" in mirror:
+        try:
+            check_way(mirror)
+            requests.head(mirror, timeout=connect_seconds(mirror), verify=trusted(mirror))
+        except (OSError, ValueError) as error:
+            return Check("mirror", False, f"{assets.shown(mirror)}: {reason_of(error)}", fix)
+        return Check("mirror", True, f"{assets.shown(mirror)} answers")
+    if not os.path.isdir(mirror):
+        found = f"there is no folder {mirror}"
+        return Check("mirror", False, found, f"{fix}; an address begins with http:// or https://")
+    here = [
+        name
+        for name in assets.ASSETS
+        if any(place == "the mirror" for _, place in assets.nearby(name))
+    ]
+    found = f"{mirror} has {', '.join(here) or 'none of the files'}"
+    return Check("mirror", bool(here), found, f"{fix}; data/README.md says what belongs there")
+
+
 def _proxy() -> Check:
-    """Whether the proxy that downloads would go through answers."""
+    """Whether the proxy that downloads would go through can be used, and answers."""
     proxies = {
         f"{kind}_proxy": address
         for kind, address in getproxies().items()
-        if kind in ("http", "https", "all")
+        if kind in ("http", "https", "all") and address
     }
     if not proxies:
         return Check("proxy", True, "none set")
-    dead, shown = [], {}
+    wrong, fine = [], []
     for name, address in proxies.items():
-        parts = urlsplit(address if "://" in address else f"http://{address}")
-        shown[name] = f"{name} = {parts.hostname}:{parts.port or 80}"  # without the password
-        if not settings.offline() and not _answers(parts.hostname, parts.port or 80):
-            dead.append(shown[name])
-    found = ", ".join(dead or shown.values()) + (" does not answer" if dead else "")
-    return Check("proxy", not dead, found, "correct it, or unset the variable, upper case as well")
+        try:
+            host, port = read_proxy(address)
+        except DownloadError as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        known = f"{name} = {host}:{port}"  # without the password
+        if settings.offline() or _answers(host, port):
+            fine.append(known)
+        else:
+            wrong.append(f"{known} does not answer")
+    fix = "correct it, or unset the variable, upper case as well"
+    return Check("proxy", not wrong, "; ".join(wrong or fine), fix)
 
 
-def _answers(host: str | None, port: int) -> bool:
+def _answers(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     return True
 
 
+def _https() -> Check:
+    """Whether the certificates that downloads are checked with can be read."""
+    if not (named := settings.certificates()):
+        return Check("https", True, "checked with the certificates that requests brings")
+    variable, path = named
+    fix = f"correct {variable}, or unset it"
+    if not os.path.exists(path):
+        return Check("https", False, f"{variable} names {path}, which is not there", fix)
+    try:
+        trusted("https://")
+    except DownloadError as error:
+        return Check("https", False, str(error), fix)
+    return Check("https", True, f"checked with the certificates in {path} ({variable})")
+
+
 def _cache() -> Check:
     """Whether the files that were fetched are still what they were."""
-    here = [name for name in assets.ASSETS if assets.cached(name).is_file()]
+    here = [name for name in assets.ASSETS if os.path.isfile(assets.cached(name))]
     bad = {}
     for name in here:
         try:
@@ -199,32 +325,34 @@ def _base() -> Check:
         return Check("base", True, "pocket (SPAMGPT_BASE says so)")
     name = "gpt2" if wanted == "auto" else wanted
     needed = {file: _source(file) for file in ("vocab.bpe", "encoder.json", name)}
-    missing = [file for file, source in needed.items() if source is None]
+    missing = [f"{file}: {source.where}" for file, source in needed.items() if not source.ok]
     if wanted == "auto" and base.CHOICE.remembered():
         if not missing:
             return Check("base", False, f"pocket, {STALE} GPT-2 can be had now", TRY_AGAIN)
         return Check("base", True, f"pocket ({REMEMBERED})")
     if missing and wanted == "auto":
-        return Check("base", True, f"pocket ({', '.join(missing)} cannot be had: no internet?)")
-    return Check("base", not missing, f"{name} ({_sources(needed)})", fix)
+        return Check("base", True, f"pocket, since GPT-2 cannot be had ({'; '.join(missing)})")
+    sources = ", ".join(f"{file} {source.where}" for file, source in needed.items())
+    return Check("base", not missing, f"{name} ({sources})", fix)
 
 
 def _data() -> Check:
     source = _source("sms")
     if sms.CHOICE.remembered():
-        if source is not None:
+        if source.ok:
             return Check(
                 "data", False, f"bundled sample, {STALE} the collection can be had now", TRY_AGAIN
             )
         return Check("data", True, f"bundled sample ({REMEMBERED})")
-    now = "sample" if source is None else "collection"
+    now = "collection" if source.ok else "sample"
     if (made_of := _splits()) not in (None, now):
         old, new = sms.TASK.data_names[made_of], sms.TASK.data_names[now]
         found = f"{new}, but the saved splits were made of the {old}"
         return Check("data", False, found, "run the notebooks from 01 on")
-    if source is None:
-        return Check("data", True, "bundled sample (the collection cannot be had: no internet?)")
-    return Check("data", True, f"SMS Spam Collection ({source})")
+    if not source.ok:
+        found = f"bundled sample, since the collection cannot be had ({source.where})"
+        return Check("data", True, found)
+    return Check("data", True, f"SMS Spam Collection ({source.where})")
 
 
 def _splits() -> str | None:
@@ -236,20 +364,26 @@ def _splits() -> str | None:
     return made_of if made_of in sms.TASK.data_names else None
 
 
-def _source(name: str) -> str | None:
-    """Where `fetch(name)` would find the file, or None."""
-    if assets.cached(name).is_file():
-        return "in the cache"
-    if assets.available(name):
-        return "in the mirror"
+class Source(NamedTuple):
+    """Whether a file can be had, and where; or why not."""
+
+    ok: bool
+    where: str
+
+
+def _source(name: str) -> Source:
+    """Where `fetch(name)` would find the file."""
+    if os.path.isfile(assets.cached(name)):
+        return Source(True, "in the cache")
+    if near := assets.nearby(name):
+        return Source(True, f"in {near[0][1]}")
+    problem = "no internet address may be asked"
     for url in assets.addresses(name):
         try:
-            requests.head(url, timeout=connect_seconds(url)).raise_for_status()
-            return "to be downloaded"
-        except requests.RequestException:
-            continue
-    return None
-
-
-def _sources(needed: dict[str, str | None]) -> str:
-    return ", ".join(f"{name} {source or 'cannot be had'}" for name, source in needed.items())
+            check_way(url)
+            reply = requests.head(url, timeout=connect_seconds(url), verify=trusted(url))
+            reply.raise_for_status()
+            return Source(True, "to be downloaded")
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            problem = reason_of(error)
+    return Source(False, problem)

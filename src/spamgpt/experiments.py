@@ -22,7 +22,7 @@ from spamgpt import SEED
 from spamgpt.baselines import BASELINES, tf_idf_of_tokens
 from spamgpt.batches import Batch, HiddenStates, Messages, StateBatch
 from spamgpt.classifier import Classifier, build_classifier
-from spamgpt.files.workspace import BUNDLED, atomic, show_path
+from spamgpt.files.workspace import BUNDLED, atomic, check_writable, show_path
 from spamgpt.hardware import best_device
 from spamgpt.inference import hidden_states
 from spamgpt.models.base import Base
@@ -347,6 +347,8 @@ def run_grid(
     names = (lab.base.name, lab.data_name, lab.base.recipe.epochs)
     keys = [(*names, *astuple(setting), seed) for setting, seed in wanted]
     todo = [job for job, key in zip(wanted, keys, strict=True) if key not in done]
+    if path and todo:
+        check_writable(path.parent)  # before an hour of work is lost
     with tqdm(total=len(todo), desc="runs", unit="run", disable=not progress) as bar:
         for setting, seed in todo:
             rows.append(lab.run(setting, seed))

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from spamgpt.files.workspace import atomic, show_path
+from spamgpt.files.workspace import atomic, say, show_path
 from spamgpt.recipes import Recipe
 
 FILE = "training.safetensors"
@@ -68,21 +68,21 @@ class Checkpoint:
             keys = {**self.run, **facts["run"]}  # of both: another objective has other words
             other = [key for key in keys if self.run.get(key) != facts["run"].get(key)]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
-            print(f"{name} cannot be read: training starts from the beginning.")
+            say(f"{name} cannot be read: training starts from the beginning.")
             return nothing
         if facts.get("format") != FORMAT:
-            print(
+            say(
                 f"{name} was kept by another version of spamgpt and cannot be continued: training "
                 "starts from the beginning, and replaces it after its first epoch."
             )
             return nothing
         if other:
-            print(
+            say(
                 f"{name} is of another training ({', '.join(other)}): this one starts from the "
                 "beginning, and replaces it after its first epoch."
             )
             return nothing
-        print(f"Continuing after epoch {facts['epoch']} of {self.epochs}, kept in {name}.")
+        say(f"Continuing after epoch {facts['epoch']} of {self.epochs}, kept in {name}.")
         return facts, tensors
 
     def load(
@@ -144,7 +144,7 @@ class Checkpoint:
                 save_file(tensors, temporary, metadata={"training": json.dumps(facts)})
         except (OSError, SafetensorError) as error:
             if not self.failed:  # one warning is enough
-                print(
+                say(
                     f"Epoch {epoch} could not be kept in {show_path(self.path)} ({error}): "
                     "training continues, but if it is interrupted, what it learns is lost."
                 )

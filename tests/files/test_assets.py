@@ -1,14 +1,20 @@
 """Fetching: every place in its order, every byte verified, every failure explained."""
 
+import errno
 import hashlib
 import http.server
+import os
 import re
 import threading
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from spamgpt.files.assets import ASSETS, Asset, AssetError, available, cached, fetch
+from spamgpt.files.assets import ASSETS, Asset, AssetError, addresses, available, cached, fetch
+from spamgpt.files.workspace import workspace
 
 CONTENT = b"ham\thello\nspam\twin\n" * 50
 TOY = Asset(
@@ -126,6 +132,28 @@ def test_a_mirror_without_the_file_is_named_in_the_error(exists, folder):
         fetch("toy")
 
 
+@pytest.mark.parametrize("name", ["sms spam collection", "toy", "messages.tsv"])
+def test_an_unpacked_archive_in_the_mirror_is_found(name, folder):
+    """Some browsers unpack what they download."""
+    (folder / name).mkdir()
+    bare(folder / name)
+    assert available("toy")
+    assert fetch("toy").read_bytes() == CONTENT
+
+
+def test_a_mirror_may_be_a_file_address(folder, monkeypatch):
+    bare(folder)
+    monkeypatch.setenv("SPAMGPT_MIRROR", folder.as_uri())
+    assert available("toy")
+    assert fetch("toy").read_bytes() == CONTENT
+
+
+def test_an_address_without_a_scheme_is_told_what_it_lacks(toy, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_MIRROR", "lan.example:8000/files")
+    with pytest.raises(AssetError, match=r"nor such a folder .*an address begins with http://"):
+        fetch("toy")
+
+
 def test_the_error_says_what_to_do(toy):
     with pytest.raises(AssetError) as error:
         fetch("toy")
@@ -174,7 +202,130 @@ def test_available_tells_whether_the_internet_is_needed(folder, monkeypatch):
     assert available("toy")
 
 
+# --- Hugging Face's cache ---------------------------------------------------------------
+
+REVISION = "1" * 40
+
+
+@pytest.fixture
+def hub(toy, tmp_path, monkeypatch):
+    """hub(content, …) puts a file where Hugging Face's library keeps it, and gives its path."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    toy(member=None, filename="toy/model.safetensors", hub=("somebody/toy", REVISION))
+
+    def put(content=CONTENT, revision=REVISION, repository="somebody--toy", file=None):
+        folder = tmp_path / "hub" / f"models--{repository}"
+        blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+        link = folder / "snapshots" / revision / (file or "model.safetensors")
+        for path in (blob, link):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        link.symlink_to(blob)
+        return blob
+
+    return put
+
+
+@pytest.mark.parametrize("repository", ["somebody--toy", "toy"])
+@pytest.mark.parametrize("revision", [REVISION, "2" * 40])
+def test_what_hugging_face_has_fetched_already_is_used(repository, revision, hub, monkeypatch):
+    """Offline, and without taking the place of it twice."""
+    blob = hub(repository=repository, revision=revision)
+    assert available("toy")
+    assert fetch("toy").samefile(blob)
+    assert cached("toy").is_relative_to(workspace())
+    blob.unlink()
+    assert fetch("toy").read_bytes() == CONTENT  # Hugging Face may clear its cache
+
+
+def test_on_another_disk_it_is_copied(hub, monkeypatch):
+    def another_disk(*_, **__):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", another_disk)
+    blob = hub()
+    assert fetch("toy").read_bytes() == CONTENT
+    assert not cached("toy").samefile(blob)
+
+
+def test_a_wrong_file_there_is_refused_and_left_alone(hub, folder):
+    """The next place is asked."""
+    blob = hub(b"wrong")
+    with pytest.raises(AssetError, match=r"Hugging Face|not the published file \(5 bytes"):
+        fetch("toy")
+    assert blob.read_bytes() == b"wrong"
+    assert_nothing_was_left()
+    bare(folder)
+    assert fetch("toy").read_bytes() == CONTENT
+    assert blob.read_bytes() == b"wrong"
+
+
+def test_a_damaged_copy_of_ours_does_not_cost_theirs(hub):
+    """With two names for one file, whoever writes into one of them changes both."""
+    blob = hub()
+    fetch("toy")
+    cached("toy").unlink()
+    cached("toy").write_bytes(b"damaged")
+    assert fetch("toy").read_bytes() == blob.read_bytes() == CONTENT
+
+
+def test_without_a_recorded_digest_only_the_pinned_revision_counts(hub, toy):
+    content = safetensors.numpy.save({"x": np.zeros(3)})
+    toy(sha256=None, member=None, filename="toy/model.safetensors", hub=("somebody/toy", REVISION))
+    hub(content, revision="2" * 40)
+    assert not available("toy")
+    hub(content)
+    assert fetch("toy").read_bytes() == content
+
+
+def test_of_the_tokenizer_too(hub, monkeypatch):
+    """Its files have other names there."""
+    merges = asset_of("vocab.bpe", CONTENT)
+    monkeypatch.setitem(ASSETS, "vocab.bpe", merges)
+    revision = merges.urls[1].split("/")[-2]
+    hub(repository="openai-community--gpt2", revision=revision, file="merges.txt")
+    assert fetch("vocab.bpe").read_bytes() == CONTENT
+
+
+def asset_of(name, content):
+    """The entry of the table, as if this were its published content."""
+    digest = hashlib.sha256(content).hexdigest()
+    return replace(ASSETS[name], sha256=digest, size=len(content))
+
+
+def test_hugging_face_may_be_offline_alone(server, toy, monkeypatch):
+    """HF_HUB_OFFLINE closes Hugging Face, or the copy of it, and no other host."""
+    bare(server.folder)
+    monkeypatch.delenv("SPAMGPT_OFFLINE")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    toy(hub=("somebody/toy", REVISION), member=None)
+    with pytest.raises(AssetError, match="Hugging Face: not asked, since HF_HUB_OFFLINE is set"):
+        fetch("toy")
+    assert server.asked == []
+    toy(urls=(server.url.replace("127.0.0.1", "localhost") + "/messages.tsv",))
+    assert fetch("toy").read_bytes() == CONTENT
+
+
+def test_the_copy_of_hugging_face_is_asked_for_everything(monkeypatch):
+    monkeypatch.delenv("SPAMGPT_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.example")
+    asked = [url for name in ("vocab.bpe", "encoder.json", "gpt2") for url in addresses(name)]
+    assert (
+        sum(url.startswith("https://hf-mirror.example/openai-community/gpt2/") for url in asked)
+        == 3
+    )
+    assert not any("huggingface.co" in url for url in asked)
+
+
 # --- over HTTP ------------------------------------------------------------------------
+
+
+def test_a_password_in_an_address_is_used_and_not_shown(server, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_MIRROR", server.url.replace("http://", "http://me:secret@"))
+    with pytest.raises(AssetError, match=r"127\.0\.0\.1:\d+/toy\.zip: .*404") as error:
+        fetch("toy")
+    assert "secret" not in str(error.value) + error.value.brief
 
 
 @pytest.fixture

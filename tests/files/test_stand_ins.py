@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from spamgpt.files import assets
 from spamgpt.files.assets import ASSETS, Asset
 from spamgpt.files.stand_ins import Choice
 from spamgpt.files.workspace import chosen, forget_choices
@@ -71,6 +72,19 @@ def test_files_that_turn_up_later_are_used(mirror):
     mirror("first", "second")
     assert CHOICE.remembered() is None
     assert CHOICE.decide() == "the real one"
+
+
+@pytest.mark.parametrize("there", ["first", "second"])
+def test_one_of_the_files_is_no_reason_to_ask_a_dead_network_again(there, mirror, monkeypatch):
+    """Weights that another program has fetched, say, without the tokenizer."""
+    CHOICE.decide()
+    mirror(there)
+
+    def asked(name):
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr(assets, "fetch", asked)
+    assert CHOICE.decide() == "the small one"
 
 
 def test_choices_of_another_kind_do_not_matter(mirror):

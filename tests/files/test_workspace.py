@@ -1,5 +1,12 @@
 """Writing to the workspace, naming paths, remembering choices."""
 
+import errno
+import io
+import os
+import re
+import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +67,90 @@ def test_a_choice_that_cannot_be_written_down_stops_nobody(workspace_folder):
     assert ws.chosen("base") is None
 
 
+def test_a_file_in_place_of_the_workspace_is_called_one(workspace_folder):
+    workspace_folder.write_bytes(b"")
+    said = "work (work is a file, not a folder): make that folder writable, or set SPAMGPT_WORK"
+    for use in (
+        ws.check_writable,
+        ws.forget_choices,
+        lambda: ws.write_json(ws.workspace() / "a", {}),
+    ):
+        with pytest.raises(ws.WorkspaceError, match=re.escape(said)):
+            use()
+
+
+def test_a_folder_of_another_user_is_called_that(workspace_folder, monkeypatch):
+    """root may write everywhere, so the system call is made to refuse."""
+    workspace_folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: workspace_folder.stat().st_uid + 1)
+    monkeypatch.setattr(Path, "touch", refuse(errno.EACCES, "Permission denied"))
+    with pytest.raises(ws.WorkspaceError) as error:
+        ws.write_json(workspace_folder / "a.json", {})
+    owner = workspace_folder.owner()
+    said = f"a.json cannot be written to work (work belongs to another user, {owner})"
+    assert error.value.problem == said and error.value.errno == errno.EACCES
+    assert str(error.value) == f"{said}: {error.value.remedy}"
+
+
+def refuse(number, words):
+    def call(*_, **__):
+        raise OSError(number, words)
+
+    return call
+
+
+def test_a_read_only_file_system_is_called_that(workspace_folder, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", refuse(errno.EROFS, "Read-only file system"))
+    with pytest.raises(ws.WorkspaceError, match=r"to work \(Read-only file system\): make that"):
+        ws.check_writable()
+
+
+def test_a_disk_that_fills_while_a_file_is_written(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    said = r"a\.txt cannot be written .*the disk is full.*free space"
+    with pytest.raises(ws.WorkspaceError, match=said), ws.atomic(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_another_error_while_a_file_is_written_stays_what_it_is(tmp_path):
+    with pytest.raises(ConnectionResetError), ws.atomic(tmp_path / "a.txt"):
+        raise ConnectionResetError("by the server")
+
+
+def test_writing_is_really_tried_and_leaves_nothing(workspace_folder):
+    ws.check_writable()
+    assert list(workspace_folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_without_room_for_a_byte_cannot_be_written(workspace_folder, monkeypatch):
+    """Making a file is no proof; /dev/full takes its place."""
+    full = partial(open, "/dev/full", "wb")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full())
+    with pytest.raises(ws.WorkspaceError, match=r"to work \(the disk is full: .*free space there"):
+        ws.check_writable()
+
+
+def test_a_folder_in_the_workspace_that_cannot_be_written_is_found(workspace_folder, monkeypatch):
+    """Such as one that is left from a run as root."""
+    (workspace_folder / "sms").mkdir(parents=True)
+    real = tempfile.TemporaryFile
+
+    def trial(dir):
+        if dir.name == "sms":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", trial)
+    with pytest.raises(
+        ws.WorkspaceError, match=r"files cannot be written to work/sms \(Permission"
+    ):
+        ws.check_writable()
+
+
 # --- paths ----------------------------------------------------------------------------
 
 
@@ -106,6 +197,29 @@ def test_a_notice_is_a_box_that_holds_every_word(capsys):
     assert "".join("".join(inner).split()) == "".join(text.split())
     assert inner[:3] == ["TITLE", "", "first line"]
     assert (lines[0][0], lines[-1][-1]) == ("┌", "┘")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "corner", "umlaut", "dots"),
+    [("ascii", "+", "?", "..."), ("cp1252", "+", "ü", "…"), ("cp437", "┌", "ü", "...")],
+)
+def test_every_terminal_shows_something_readable(encoding, corner, umlaut, dots, monkeypatch):
+    bytes_ = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_, encoding=encoding, newline="\n"))
+    ws.notice("für 12… \udcff " + "a word of a long line " * 10)
+    ws.say("naïve …")
+    sys.stdout.flush()
+    *box, last = bytes_.getvalue().decode(encoding).splitlines()
+    assert len(box) > 4 and {len(line) for line in box} == {80}
+    assert box[0][0] == corner and box[1][2:].startswith(f"f{umlaut}r 12{dots} ? a word")
+    assert last.endswith(f"ve {dots}")
+
+
+def test_a_stream_of_python_without_an_encoding_shows_everything(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    ws.notice("für")
+    assert "│ für" in stream.getvalue() and "┌" in stream.getvalue()
 
 
 # --- choices --------------------------------------------------------------------------

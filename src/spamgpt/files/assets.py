@@ -2,17 +2,19 @@
 
 `fetch(name)` gives the path of a verified local file, or raises `AssetError` with one
 sentence per place that was tried. Files are asked for in this order: the workspace's
-cache, the folder or address in SPAMGPT_MIRROR, the internet.
+cache, Hugging Face's cache on this machine, the folder or address in SPAMGPT_MIRROR, the
+internet.
 """
 
 import hashlib
 import math
 import os
+import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +22,15 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from spamgpt import settings
-from spamgpt.files.download import LOGIN_PAGE, check_room, disk_full, download, reason_of
-from spamgpt.files.workspace import atomic, show_path, workspace
+from spamgpt.files.download import (
+    LOGIN_PAGE,
+    DownloadError,
+    check_room,
+    disk_full,
+    download,
+    reason_of,
+)
+from spamgpt.files.workspace import WorkspaceError, atomic, say, show_path, why, workspace
 
 
 class AssetError(RuntimeError):
@@ -67,9 +76,7 @@ def _weights(name: str, revision: str, sha256: str | None = None, size: int | No
 
 
 _BPE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-_HUB = (
-    "https://huggingface.co/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/"
-)
+_HUB = settings.HUB + "/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/"
 
 
 def _tiktoken_name(file: str) -> str:
@@ -90,7 +97,8 @@ ASSETS = {
             "dsc-document-classification-with-naive-bayes-lab/"
             "2f98ca443ecd26e1088b369260f1e9782e2e36fc/SMSSpamCollection",
         ),
-        mirror_names=("sms+spam+collection.zip", "SMSSpamCollection"),
+        # As UCI called the zip in 2012, too.
+        mirror_names=("sms+spam+collection.zip", "SMSSpamCollection", "smsspamcollection.zip"),
     ),
     "vocab.bpe": Asset(
         filename=_tiktoken_name("vocab.bpe"),
@@ -164,12 +172,16 @@ def _sha256(path: Path) -> str:
 
 
 def available(name: str) -> bool:
-    """Whether `fetch(name)` needs no internet: the file is cached, or in a mirror folder."""
-    mirror = settings.mirror() or "://"  # an address has to be asked
-    in_mirror = "://" not in mirror and any(
-        (Path(mirror) / file).is_file() for file in ASSETS[name].mirror_names
-    )
-    return cached(name).is_file() or in_mirror
+    """Whether `fetch(name)` needs no internet: the file is on this machine already."""
+    return os.path.isfile(cached(name)) or bool(nearby(name))
+
+
+def nearby(name: str) -> list[tuple[str, str]]:
+    """(path, short name of the place) of each file outside the cache that `fetch` would copy."""
+    asset = ASSETS[name]
+    return [(str(path), "Hugging Face's cache") for path in _in_hub_cache(asset)] + [
+        (str(path), "the mirror") for path in _in_mirror_folder(asset)
+    ]
 
 
 def fetch(name: str) -> Path:
@@ -191,12 +203,11 @@ def fetch(name: str) -> Path:
             return target
         target.unlink(missing_ok=True)  # a damaged copy is worth nothing
         tried, advice = [], _advice(name, asset)
-        for place in _places(asset):
-            short = place.split("/")[2] if "://" in place else "the mirror"
+        for place, short in _places(name):
             try:
                 with _temporary(asset, target, place) as temporary:
                     _get(place, asset, temporary)
-            except (OSError, AssetError) as error:  # requests' errors are OSErrors
+            except (OSError, ValueError, AssetError) as error:  # requests' errors are OSErrors
                 tried.append((place, short, reason_of(error)))
                 if disk_full(error):  # no other place can help
                     advice = "free space there, or set SPAMGPT_WORKSPACE to a folder elsewhere."
@@ -205,13 +216,15 @@ def fetch(name: str) -> Path:
             for left in target.parent.glob(f".{target.name}.*.part"):
                 left.unlink()  # by a fetch that was killed
             if tried and tried[-1][1] != short:
-                print(f"{name}: {tried[-1][1]}: {tried[-1][2]}; taken from {short} instead")
+                say(f"{name}: {tried[-1][1]}: {tried[-1][2]}; taken from {short} instead")
             return target
     if settings.offline():
         tried.append(("the internet",) * 2 + ("not asked, since SPAMGPT_OFFLINE is set",))
+    elif len(_addresses(asset)) < len(_published(asset)):
+        tried.append(("Hugging Face",) * 2 + ("not asked, since HF_HUB_OFFLINE is set",))
     raise AssetError(
         f"{name} could not be fetched:\n"
-        + "\n".join(f"  - {place}: {reason}" for place, _, reason in tried)
+        + "\n".join(f"  - {shown(place)}: {reason}" for place, _, reason in tried)
         + f"\nWhat to do: {advice}",
         brief=f"{name}: " + "; ".join(f"{short}: {reason}" for _, short, reason in tried),
     )
@@ -228,7 +241,7 @@ def _have(asset: Asset, target: Path) -> bool:
     """Whether the file is there and is the right one."""
     try:
         verify(target, asset)
-    except (FileNotFoundError, NotADirectoryError, AssetError):
+    except (OSError, AssetError):
         return False
     return True
 
@@ -248,12 +261,12 @@ def _alone(name: str, target: Path) -> Iterator[None]:
     except NotImplementedError:
         pass  # a file system without locks; what two processes may spoil, the digest finds
     except OSError as error:
-        folder = show_path(target.parent)
+        problem = f"nothing can be written to {show_path(target.parent)}"
+        problem += f" ({why(error, target.parent)})"
+        remedy = WorkspaceError(problem, error).remedy
         raise AssetError(
-            f"{name} cannot be kept, since nothing can be written to {folder} "
-            f"({error.strerror}).\nWhat to do: make that folder writable, or set "
-            "SPAMGPT_WORKSPACE to a folder of your own.",
-            brief=f"{name}: nothing can be written to {folder} ({error.strerror})",
+            f"{name} cannot be kept, since {problem}.\nWhat to do: {remedy}.",
+            brief=f"{name}: {problem}",
         ) from error
     try:
         yield
@@ -285,17 +298,53 @@ def _temporary(asset: Asset, target: Path, place: str) -> Iterator[Path]:
     os.replace(temporary, target)
 
 
-def _places(asset: Asset) -> list[str]:
-    """Mirror first, then the published addresses."""
-    places = []
-    if mirror := settings.mirror():
-        names = asset.mirror_names
-        if "://" in mirror:
-            places += [f"{mirror.rstrip('/')}/{name}" for name in names]
-        else:
-            found = [Path(mirror) / name for name in names if (Path(mirror) / name).is_file()]
-            places += [str(path) for path in found] or [str(Path(mirror) / names[0])]
-    return places + _addresses(asset)
+def _places(name: str) -> list[tuple[str, str]]:
+    """(path or address, short name) of each place to try: what is near comes first."""
+    places, mirror = nearby(name), settings.mirror() or "://"
+    if "://" not in mirror and not _in_mirror_folder(ASSETS[name]):
+        places.append((str(Path(mirror) / ASSETS[name].mirror_names[0]), "the mirror"))
+    return places + [(url, shown(url).split("/")[2]) for url in addresses(name)]
+
+
+def _in_mirror_folder(asset: Asset) -> list[Path]:
+    """The files in the mirror that may be the one; none if the mirror is an address.
+
+    What comes in a zip may have been unpacked there, into a folder of any name.
+    """
+    mirror = settings.mirror() or "://"
+    if "://" in mirror:
+        return []
+    found = [Path(mirror) / name for name in asset.mirror_names]
+    if asset.member:
+        found += sorted(Path(mirror).glob(f"*/{asset.member}"))
+    return [path for path in found if os.path.isfile(path)]
+
+
+def _in_hub_cache(asset: Asset) -> list[Path]:
+    """The files in Hugging Face's cache that may be the one.
+
+    Those of the pinned revision; where a digest is recorded, of any other as well: the digest
+    tells. The repositories had no owner in their names at first.
+    """
+    found = []
+    for repository, revision, file in _on_hub(asset):
+        for name in (repository, repository.partition("/")[2]):
+            snapshots = settings.hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
+            found.append(snapshots / revision / file)
+            if asset.sha256:
+                found += sorted(snapshots.glob(f"*/{file}"))
+    # Snapshots are links; several may lead to the same half gigabyte.
+    return list(dict.fromkeys(path.resolve() for path in found if os.path.isfile(path)))
+
+
+def _on_hub(asset: Asset) -> Iterator[tuple[str, str, str]]:
+    """(repository, revision, file) wherever Hugging Face has this file."""
+    if asset.hub:
+        yield (*asset.hub, Path(asset.filename).name)
+    for url in asset.urls:
+        if url.startswith(settings.HUB):
+            repository, _, rest = url.removeprefix(settings.HUB + "/").partition("/resolve/")
+            yield (repository, *rest.split("/", 1))
 
 
 def _get(place: str, asset: Asset, target: Path) -> None:
@@ -304,10 +353,27 @@ def _get(place: str, asset: Asset, target: Path) -> None:
         size = asset.size if asset.hub else None  # of others an archive may come
         download(place, target, size, _most(asset), resume=asset.hub is not None)
     else:
-        check_room(Path(place).stat().st_size, target)
-        shutil.copyfile(place, target)
+        _copy(Path(place), target)
     if asset.member and zipfile.is_zipfile(target):
         target.write_bytes(_unzip(target, asset))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A second name for the same file if the file system can do that, else a copy.
+
+    Only what Hugging Face keeps is shared: neither side ever changes a file, while one in the
+    mirror is its owner's to change.
+    """
+    if source.is_relative_to(settings.hub_cache().resolve()):
+        target.unlink()
+        with suppress(OSError):  # on another disk, or of another user
+            return os.link(source, target)
+    if not os.path.isdir(settings.mirror() or source.parent):
+        raise DownloadError(
+            "no such file, nor such a folder (SPAMGPT_MIRROR; an address begins with http://)"
+        )
+    check_room(source.stat().st_size, target)
+    shutil.copyfile(source, target)
 
 
 def _unzip(path: Path, asset: Asset) -> bytes:
@@ -335,11 +401,29 @@ def _hub_url(asset: Asset) -> str:
 
 
 def addresses(name: str) -> list[str]:
-    """The internet addresses that `fetch(name)` may ask; none with SPAMGPT_OFFLINE."""
-    return _addresses(ASSETS[name])
+    """What `fetch(name)` may ask: the mirror if it is an address, and the internet if allowed."""
+    return _mirror_addresses(ASSETS[name]) + _addresses(ASSETS[name])
+
+
+def _mirror_addresses(asset: Asset) -> list[str]:
+    mirror = settings.mirror() or ""
+    return [f"{mirror.rstrip('/')}/{name}" for name in asset.mirror_names if "://" in mirror]
 
 
 def _addresses(asset: Asset) -> list[str]:
+    """The internet addresses that may be asked: none with SPAMGPT_OFFLINE."""
     if settings.offline():
         return []
-    return [*asset.urls, *([_hub_url(asset)] if asset.hub else [])]
+    closed = f"{settings.hub()}/" if settings.hub_offline() else None
+    return [url for url in _published(asset) if closed is None or not url.startswith(closed)]
+
+
+def _published(asset: Asset) -> list[str]:
+    """Every address of the file, on the copy of Hugging Face that HF_ENDPOINT names."""
+    urls = [url.replace(settings.HUB, settings.hub(), 1) for url in asset.urls]
+    return urls + ([_hub_url(asset)] if asset.hub else [])
+
+
+def shown(place: str) -> str:
+    """A path or an address without the password that it may hold."""
+    return re.sub(r"(?<=://)[^/]*@", "", place)

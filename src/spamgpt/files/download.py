@@ -2,24 +2,35 @@
 
 import errno
 import math
+import os
+import re
 import shutil
 import socket
+import ssl
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
-from urllib3.util import Retry
+
+from spamgpt import settings
+from spamgpt.files.workspace import DISK_FULL
+
+if TYPE_CHECKING:  # each function imports it: it takes a fifth of a second, and where all files
+    import requests  # are at hand, as for `classify`, nobody needs it
 
 CONNECT_SECONDS, READ_SECONDS = 5, 60
 RETRIES, PAUSE_SECONDS = 3, 1.0  # the pause doubles from one try to the next
 LOGIN_PAGE = "; does this network ask you to log in? Open a browser, then try again"
+OWN_AUTHORITY = (
+    ". If a company or school reads along with a certificate of its own, set REQUESTS_CA_BUNDLE "
+    "to the file with that certificate (.pem)"
+)
 BUSY = (429, 500, 502, 503, 504)  # answers that a server may think better of
-DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", None)} - {None}  # no quota on Windows
-BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+PROXIES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
 class DownloadError(OSError):
@@ -41,6 +52,11 @@ def download(
 
     Raises OSError; `reason_of` says in words what it means.
     """
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     retry = Retry(
         total=None,
         connect=0,
@@ -55,14 +71,16 @@ def download(
     before, failures = _size(target), 0
     if resume and size == before:
         return  # complete, but never verified
+    check_way(url)
     with requests.Session() as session:
+        session.verify = trusted(url)
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
         while True:
             have = _size(target)
             try:
                 return _stream(session, url, target, size, most, resume)
-            except BROKEN as error:
+            except broken as error:
                 got = _size(target)
                 if got == before:  # nothing came at all
                     raise
@@ -77,7 +95,7 @@ def download(
 
 
 def _stream(
-    session: requests.Session, url: str, target: Path, size: int | None, most: float, resume: bool
+    session: "requests.Session", url: str, target: Path, size: int | None, most: float, resume: bool
 ) -> None:
     """Append to `target` what is missing there; begin again if the server cannot do that."""
     have = _size(target)
@@ -125,16 +143,76 @@ def _stream(
                     raise DownloadError(f"after {file.tell():,} bytes, there is still more to come")
 
 
+def check_way(url: str) -> None:
+    """Raise DownloadError, before anything is asked, if nothing can come from this address.
+
+    That is: it is none, or the proxy on the way to it has no address that can be read.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    try:
+        parts, proxy = urlsplit(url), select_proxy(url, get_environ_proxies(url))
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise DownloadError("this is no address that can be asked, such as https://host/folder")
+    if proxy:
+        read_proxy(proxy)
+
+
+def trusted(url: str) -> bool | str:
+    """requests' `verify` for this address: True, or the certificates that the user names.
+
+    Raises DownloadError if they cannot be used. The variables of OpenSSL may name what is not
+    there, as for OpenSSL: installers leave them behind.
+    """
+    variable, path = settings.certificates() or ("", "")
+    if not variable or not url.startswith("https:"):
+        return True
+    if variable.startswith("SSL_") and not os.path.exists(path):
+        return True
+    try:
+        ssl.create_default_context(**{"capath" if os.path.isdir(path) else "cafile": path})
+    except OSError as error:  # SSLError is one
+        raise DownloadError(
+            f"{variable} names {path}, which holds no certificates ({error.strerror or error})"
+        ) from error
+    return path
+
+
+def read_proxy(address: str) -> tuple[str, int]:
+    """(host, port) of a proxy from its variable.
+
+    Raises DownloadError that says what is wrong with it, never the password that it may hold.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in PROXIES:
+        raise DownloadError(
+            "the address of the proxy (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be read: it must "
+            "look like http://host:8080"
+        )
+    if parts.scheme.startswith("socks") and find_spec("socks") is None:
+        raise DownloadError('a SOCKS proxy needs one package more: pip install "requests[socks]"')
+    return host, port or {"http": 80, "https": 443}.get(parts.scheme, 1080)
+
+
 def connect_seconds(url: str) -> float:
     """How long each address of a host may take, so that all take CONNECT_SECONDS together.
 
     A second is left to each: the way may be slow.
     """
-    if requests.utils.get_environ_proxies(url):
+    from requests.utils import get_environ_proxies
+
+    if get_environ_proxies(url):
         return CONNECT_SECONDS  # the proxy looks the host up
     try:
         found = socket.getaddrinfo(urlsplit(url).hostname, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return CONNECT_SECONDS  # the connection will fail and say so
     return min(CONNECT_SECONDS, max(1.0, CONNECT_SECONDS / len(found)))
 
@@ -159,15 +237,23 @@ def disk_full(error: Exception) -> bool:
 
 def reason_of(error: Exception) -> str:
     """The cause of a failed download in a few words."""
+    import requests
+
     chain = list(_chain(error))
     names = {type(e).__name__ for e in chain}
     if isinstance(error, (DownloadError, RuntimeError)):
         return str(error)
     if disk_full(error):
-        return f"the disk is full ({error.strerror})"
+        return f"the disk is full ({[e for e in chain if disk_full(e)][-1].strerror})"
     if isinstance(error, requests.HTTPError):
         return f"the server answers {error.response.status_code} ({error.response.reason})"
-    if names & {"ProxyError"}:
+    if any(cls.__name__ == "ProxyError" for e in chain for cls in type(e).__mro__):
+        words = re.search(r"Tunnel connection failed: (\d{3}[^'\")]*)", str(error))
+        refusals = [str(e) for e in chain if type(e).__name__.startswith("SOCKS")]
+        if words or refusals:
+            said = words[1].strip() if words else refusals[0]
+            login = ": it wants a name and a password, as in http://name:password@host:8080"
+            return f"the proxy refuses ({said}){login if '407' in said else ''}"
         return "the proxy does not answer (see HTTP_PROXY, HTTPS_PROXY)"
     if names & {"NameResolutionError", "gaierror"}:
         return "the host was not found (no internet?)"
@@ -176,7 +262,10 @@ def reason_of(error: Exception) -> str:
     if names & {"ReadTimeout", "ReadTimeoutError"}:
         return f"the server said nothing for {READ_SECONDS:g} seconds"
     if names & {"SSLError", "SSLCertVerificationError"}:
-        return "the connection is not secure" + LOGIN_PAGE
+        words = [e.verify_message for e in chain if isinstance(e, ssl.SSLCertVerificationError)]
+        if not words:  # no TLS at all
+            return "the connection is not secure" + LOGIN_PAGE
+        return f"the connection is not secure ({words[0]})" + LOGIN_PAGE + OWN_AUTHORITY
     if names & {"ConnectionRefusedError", "NewConnectionError"}:
         cause = next((e.strerror for e in chain if isinstance(e, OSError) and e.strerror), None)
         return f"no connection ({cause or 'no internet?'})"
@@ -184,6 +273,8 @@ def reason_of(error: Exception) -> str:
         return "the connection broke off"
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -24,7 +24,7 @@ class Choice:
     def remembered(self) -> str | None:
         """Why the workspace uses the stand-in, as long as the real thing is not at hand."""
         known = chosen(self.key)
-        if known and known["name"] == self.stand_in and not assets.available(self.files[-1]):
+        if known and known["name"] == self.stand_in and not all(map(assets.available, self.files)):
             return known["reason"]
         return None
 
