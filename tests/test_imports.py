@@ -60,7 +60,7 @@ ALLOWED = {
     "spamgpt.statistics": (),
     "spamgpt.hardware": (),
     "spamgpt.files": ("spamgpt.settings",),
-    "spamgpt.models": ("spamgpt.settings", "spamgpt.files", "spamgpt.recipes"),
+    "spamgpt.models": ("spamgpt.settings", "spamgpt.files", "spamgpt.recipes", "spamgpt.hardware"),
     "spamgpt.tasks": ("spamgpt.settings", "spamgpt.files"),
     "spamgpt.fast": ("spamgpt.settings", "spamgpt.files", "spamgpt.hardware", "spamgpt.models"),
 }

@@ -14,7 +14,7 @@ from tiktoken.load import load_tiktoken_bpe
 from tiktoken_ext.openai_public import r50k_pat_str
 from torch import Tensor, nn
 
-from spamgpt import settings
+from spamgpt import hardware, settings  # noqa: F401 - hardware limits torch's threads
 from spamgpt.files import assets
 from spamgpt.files.stand_ins import Choice
 from spamgpt.files.workspace import POCKET
