@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import warnings
 
 import matplotlib
 
@@ -210,4 +211,120 @@ def test_a_label_without_messages_is_drawn_as_none():
     ax = plots.split_sizes(SPLITS, ["ham", "spam", "rare"], "t")
     assert "40 = 30 ham + 10 spam + 0 rare" in "".join(text.get_text() for text in ax.texts)
     plots.lengths(MESSAGES, ["ham", "spam", "rare"], "t").figure.canvas.draw()
+    plt.close("all")
+
+
+# --- texts of others ------------------------------------------------------------------
+
+# A text that matplotlib would take for mathematics, and one that is odd otherwise.
+PAIRS = [
+    ("$$ cash $$", "\U0001f984"),
+    ("$x^2$ off", "_hidden"),
+    (r"a_{b \frac{1}", "שלום مرحبا"),
+    (r"$\notacommand$", "a\0b\t\ud800 垃圾 a\u0301\u200d"),
+    ("100 % _free_ ^ & #~", ""),
+]
+
+
+ONLY_ONE = "calibration"  # it shows the first alone
+
+
+def with_texts(a, b):
+    """Each figure that shows texts of others, with a and b as two of them."""
+    table = MESSAGES.assign(label=[a] * 30 + [b] * 10)
+    many = [a, b, *"cdefg"]
+    yield "class_counts", [table, [a, b]]
+    yield "lengths", [table, [a, b]]
+    yield "lengths", [table, many]
+    yield "split_sizes", [{a: table, b: table}, [a, b]]
+    yield "split_sizes", [{a: table, b: table}, many]
+    yield "confusion", [np.eye(2), [a, b]]
+    yield "confusion", [np.eye(7), many]
+    yield "padding", [{a: (300, 900), b: (300, 100)}]
+    yield "ledger", [{a: 3, b: 4}]
+    yield "candidates", [[a, b], [0.6, 0.25]]
+    yield "accuracies", [[(a, 0.9, 0.8, 1.0), (b, 0.5, 0.4, 0.6)]]
+    yield "comparison", [COMPARED.set_axis([a, b, "c"])]
+    yield "learning_curves", [{a: CURVE, b: CURVE}]
+    yield "curve", [{a: SHARES, b: SHARES}, (0.1, 0.9), a, b]
+    costs = {a: np.array([9.0, 4.0, 7.0]), b: np.array([9.0, 4.0, 7.0])}
+    yield "threshold_cost", [np.array([0.01, 0.5, 0.99]), costs, 0.93, a]
+    yield "calibration", [CALIBRATION, a]
+    yield "token_effects", [[a, b], [0.31, -0.055], a]
+
+
+@pytest.mark.parametrize("maths, odd", PAIRS, ids=ascii)
+def test_texts_of_others_are_shown_as_they_are(maths, odd, monkeypatch):
+    """Drawn after the call, as a notebook does: no error, no warning, no formula, none missing."""
+    draw, drawn = Text.draw, {}
+    monkeypatch.setattr(Text, "draw", lambda t, r: (drawn.update({id(t): t}), draw(t, r))[1])
+    for name, arguments in with_texts(maths, odd):
+        drawn.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ax = getattr(plots, name)(*arguments, title=f"About {maths}{odd}")
+            ax.figure.canvas.draw()
+        assert not [t for t in drawn.values() if "$" in t.get_text() and t.get_parse_math()], name
+        texts = [t.get_text() for t in drawn.values() if not t.get_text().startswith("About ")]
+        for text in (maths, odd if odd in ("_hidden", "שלום مرحبا") else ""):
+            shown = repr(text)[1:-1] if name in ("candidates", "token_effects") else text
+            assert any(shown in t for t in texts) or (name == ONLY_ONE and text == odd), (
+                name,
+                texts,
+            )
+        plt.close("all")
+
+
+def test_what_the_font_lacks_is_written_as_python_writes_it():
+    ax = plots.class_counts(
+        MESSAGES.assign(label=["a\0🦄"] * 30 + ["b"] * 10), ["a\0🦄", "b"], "T 垃 é\nnext line"
+    )
+    assert ax.get_yticklabels()[0].get_text() == r"a\x00\U0001f984"
+    assert ax.get_title("left") == r"T \u5783 é" + "\nnext line"
+    plt.close("all")
+
+
+def test_a_font_that_has_the_character_is_used():
+    """Somebody with another script sets a font that has it; here one with mathematical signs."""
+    sign = "\ue000"  # for private use, and not in the first of these fonts
+    fonts = ["DejaVu Serif", "STIXNonUnicode"]
+    assert plots._literal(sign) == r"\ue000"
+    with plt.rc_context({"font.family": fonts}):
+        assert plots._literal(sign) == sign
+
+
+def test_two_tokens_that_are_alike_are_two_bars():
+    ax = plots.candidates([" free", " free"], [0.5, 0.25], "t")
+    assert [patch.get_width() for patch in ax.patches] == [0.5, 0.25]
+    assert [patch.get_y() for patch in ax.patches] == [-0.4, 0.6]
+    plt.close("all")
+
+
+def test_a_reader_may_use_mathematics_in_figures_of_their_own():
+    plots.class_counts(MESSAGES, HAM_SPAM, "t")
+    _, ax = plt.subplots()
+    assert ax.set_title("$x^2$").get_parse_math()
+    plt.close("all")
+
+
+def test_a_label_without_messages_has_no_median():
+    ax = plots.lengths(MESSAGES, ["ham", "spam", "rare"], "t")
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["ham (median 48)", "spam (median 108)", "rare (no messages)"]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    "table", [MESSAGES[:0], MESSAGES[:5].assign(text="")], ids=["none", "empty"]
+)
+def test_tables_with_nothing_in_them_are_drawn(table):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ax in (
+            plots.class_counts(table, HAM_SPAM, "t"),
+            plots.lengths(table, HAM_SPAM, "t"),
+            plots.split_sizes({"train": table, "test": table[:0]}, HAM_SPAM, "t"),
+        ):
+            ax.figure.canvas.draw()
+            assert "nan" not in "".join(text.get_text() for text in ax.findobj(Text))
     plt.close("all")

@@ -3,15 +3,23 @@
 Each function draws into a new figure and returns its axes. Colours are Okabe and Ito's
 (https://jfly.uni-koeln.de/color/); a label has the colour of its number, so that ham is
 always blue and spam always orange.
+
+Importing this module in a notebook makes figures appear in it, whatever MPLBACKEND says. Labels,
+tokens and titles are shown as they are: none is read as mathematics, and a character that the
+font does not have is written as Python would, such as \\U0001f600.
 """
 
-from collections.abc import Sequence
-from functools import wraps
+from collections.abc import Iterable, Sequence
+from functools import cache, wraps
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
@@ -29,24 +37,67 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 2.5,
     "svg.hashsalt": "spamgpt",
+    "text.parse_math": False,
+    "text.usetex": False,
 }
-# Choose the backend now. Chosen inside the first rc_context, Jupyter's would lose its setting
-# "interactive" with it, and show the first figure only.
-plt.switch_backend(plt.get_backend())
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
 # As many decimals as the ticks need: 95%, 92.5%, −0.2%.
 PERCENT = FuncFormatter(lambda share, _: f"{round(100 * share, 6) + 0.0:g}%".replace("-", "−"))
 
 
+def _choose_backend() -> None:
+    """Let a notebook show figures, even if the environment names a backend of files or windows.
+
+    Now: chosen inside the first rc_context, Jupyter's backend would lose its setting
+    "interactive" with it, and show the first figure only. `%matplotlib` still changes it later.
+    """
+    shell, backend = get_ipython(), plt.get_backend()
+    shows = backend.lower() in ("inline", "nbagg", "widget", "ipympl") or ":" in backend
+    if hasattr(shell, "kernel") and not shows:
+        shell.run_line_magic("matplotlib", "inline")
+    else:
+        plt.switch_backend(backend)
+
+
+_choose_backend()
+
+
 def _style(function):
-    """Draw the whole of a figure in the common style."""
+    """Draw the whole of a figure in the common style, its texts as they are."""
 
     @wraps(function)
     def styled(*args, **kwargs):
         with plt.rc_context(STYLE):
-            return function(*args, **kwargs)
+            ax = function(*args, **kwargs)
+            for text in ax.figure.findobj(Text):
+                text.set_text(_literal(text.get_text(), text.get_weight()))
+            return ax
 
     return styled
+
+
+def _literal(text: str, weight: str | int = "normal") -> str:
+    """`text`, with what the font cannot draw written as Python writes it in a string."""
+    glyphs = _glyphs(weight, *plt.rcParams["font.family"])
+    return "".join(
+        c if c == "\n" or ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+@cache
+def _glyphs(weight: str | int, *families: str) -> frozenset[int]:
+    """The code points that are in the fonts of these families."""
+    fonts = [FontProperties(family=family, weight=weight) for family in families]
+    return frozenset().union(*(get_font(findfont(font)).get_charmap() for font in fonts))
+
+
+def _name_ticks(axis: Axis, names: Iterable[str]) -> None:
+    """Names in place of 0, 1, 2 …
+
+    Matplotlib's own ticks for names are made when the figure is drawn, and the style is over.
+    """
+    names = [_literal(str(name)) for name in names]
+    axis.set_ticks(range(len(names)), names)
 
 
 def _axes(title: str, xlabel: str, ylabel: str) -> Axes:
@@ -61,16 +112,22 @@ def _colors(label_names: Sequence[str]) -> dict[str, str]:
     return {name: LABEL_COLORS[i % len(LABEL_COLORS)] for i, name in enumerate(label_names)}
 
 
+def _legend_name(name: str) -> str:
+    """A legend leaves out a name that starts with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
 @_style
 def class_counts(table: pd.DataFrame, label_names: Sequence[str], title: str) -> Axes:
     """How many messages of each label, with share."""
     ax = _axes(title, "messages", "")
     ax.figure.set_figheight(max(4.6, 1.4 + 0.6 * len(label_names)))
     counts = table["label"].value_counts().reindex(list(label_names), fill_value=0)
-    bars = ax.barh(counts.index, counts, color=list(_colors(label_names).values()))
-    labels = [f" {n:,} ({n / counts.sum():.1%})" for n in counts]
+    bars = ax.barh(range(len(counts)), counts, color=list(_colors(label_names).values()))
+    labels = [f" {n:,} ({n / max(counts.sum(), 1):.1%})" for n in counts]
     ax.bar_label(bars, labels)
-    ax.set_xlim(0, counts.max() * 1.25)
+    _name_ticks(ax.yaxis, counts.index)
+    ax.set_xlim(0, max(counts.max(), 1) * 1.25)
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.invert_yaxis()
     return ax
@@ -81,10 +138,12 @@ def lengths(table: pd.DataFrame, label_names: Sequence[str], title: str) -> Axes
     """Distribution of message lengths in characters, by label."""
     ax = _axes(title, "characters in a message", "share of the label's messages")
     sizes = table["text"].str.len()
-    bins = np.arange(0, sizes.quantile(0.995) + 10, 10)  # the few longest are left out
+    longest = max(sizes.quantile(0.995), 1) if len(sizes) else 1  # the few above are left out
+    bins = np.arange(0, longest + 10, 10)
     filled = len(label_names) == 2  # more of them would hide each other
     for label, color in _colors(label_names).items():
         chosen = sizes[table["label"] == label]
+        median = f"median {chosen.median():.0f}" if len(chosen) else "no messages"
         ax.hist(
             chosen,
             bins=bins,
@@ -93,7 +152,7 @@ def lengths(table: pd.DataFrame, label_names: Sequence[str], title: str) -> Axes
             alpha=0.65 if filled else 1,
             histtype="bar" if filled else "step",
             linewidth=0 if filled else 2.5,
-            label=f"{label} (median {chosen.median():.0f})",
+            label=_legend_name(f"{label} ({median})"),
         )
     ax.yaxis.set_major_formatter(PERCENT)
     ax.legend(frameon=False)
@@ -109,8 +168,9 @@ def split_sizes(splits: dict[str, pd.DataFrame], label_names: Sequence[str], tit
     counts = counts.reindex(columns=list(label_names)).fillna(0).astype(int)
     totals, left = counts.sum(axis=1), 0 * counts.sum(axis=1)
     longest = int(totals.argmax())
+    rows = range(len(counts))
     for label, color in colors.items():
-        ax.barh(counts.index, counts[label], left=left, color=color, label=label)
+        ax.barh(rows, counts[label], left=left, color=color, label=_legend_name(label))
         if few and counts[label].iloc[longest] > 0.12 * totals.max():  # serves for all bars
             ink = "white" if color in ON_DARK else "black"
             middle = left.iloc[longest] + counts[label].iloc[longest] / 2
@@ -122,7 +182,9 @@ def split_sizes(splits: dict[str, pd.DataFrame], label_names: Sequence[str], tit
     if not few:
         ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4,
                          frameon=False)  # fmt: skip
-    ax.set_xlim(0, totals.max() * (1.5 + 0.3 * (len(label_names) - 2) if few else 1.2))
+    _name_ticks(ax.yaxis, counts.index)
+    wide = 1.5 + 0.3 * (len(label_names) - 2) if few else 1.2
+    ax.set_xlim(0, max(totals.max(), 1) * wide)
     ax.xaxis.set_major_formatter(THOUSANDS)
     ax.invert_yaxis()
     return ax
@@ -151,8 +213,9 @@ def padding(widths: dict[str, tuple[int, int]], title: str) -> Axes:
     names = list(widths)
     real = np.array([widths[name][0] for name in names])
     pads = np.array([widths[name][1] for name in names])
-    ax.barh(names, real, color=BLUE)
-    ax.barh(names, pads, left=real, color="white", edgecolor=GREY, hatch="///")
+    ax.barh(range(len(names)), real, color=BLUE)
+    ax.barh(range(len(names)), pads, left=real, color="white", edgecolor=GREY, hatch="///")
+    _name_ticks(ax.yaxis, names)
     for y, (r, p) in enumerate(zip(real, pads, strict=True)):
         ax.text(r + p, y, f"  {p / (r + p):.0%} pads", va="center")
     ax.set_xlim(0, (real + pads).max() * 1.2)
@@ -166,7 +229,8 @@ def ledger(counts: dict[str, int], title: str, highlight: Sequence[str] = ()) ->
     """Parameters of each part, as bars; those in `highlight` stand out."""
     ax = _axes(title, "parameters", "")
     colors = [ORANGE if name in highlight else BLUE for name in counts]
-    bars = ax.barh(list(counts), list(counts.values()), color=colors)
+    bars = ax.barh(range(len(counts)), list(counts.values()), color=colors)
+    _name_ticks(ax.yaxis, counts)
     ax.bar_label(bars, [f" {n:,}" for n in counts.values()])
     ax.set_xlim(0, max(counts.values()) * 1.25)
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -179,7 +243,8 @@ def ledger(counts: dict[str, int], title: str, highlight: Sequence[str] = ()) ->
 def candidates(words: Sequence[str], probabilities: Sequence[float], title: str) -> Axes:
     """The most probable next tokens."""
     ax = _axes(title, "probability", "next token")
-    bars = ax.barh([repr(word) for word in words], probabilities, color=BLUE)
+    bars = ax.barh(range(len(words)), probabilities, color=BLUE)
+    _name_ticks(ax.yaxis, map(repr, words))
     ax.bar_label(bars, [f" {p:.1%}" for p in probabilities])
     ax.set_xlim(0, max(probabilities) * 1.2)
     ax.xaxis.set_major_formatter(PERCENT)
@@ -246,7 +311,7 @@ def accuracies(rows: Sequence[tuple[str, float, float, float]], title: str) -> A
     ax.figure.set_figheight(max(4.6, 1.4 + 0.65 * len(rows)))
     for y, (_, value, low, high) in enumerate(rows):
         _interval(ax, y, value, low, high, BLUE)
-    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    _name_ticks(ax.yaxis, [name for name, *_ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.7)
     ax.xaxis.set_major_formatter(PERCENT)
     return ax
@@ -263,9 +328,10 @@ def confusion(matrix: np.ndarray, label_names: Sequence[str], title: str) -> Axe
         color = "white" if n > matrix.max() / 2 else "black"
         size = 22 if n_labels <= 3 else 14
         ax.text(j, i, f"{n:,}", ha="center", va="center", fontsize=size, color=color)
-    turned = {"rotation": 35, "ha": "right"} if n_labels > 3 else {}
-    ax.set_xticks(range(n_labels), label_names, **turned)
-    ax.set_yticks(range(n_labels), label_names)
+    for axis in (ax.xaxis, ax.yaxis):
+        _name_ticks(axis, label_names)
+    if n_labels > 3:
+        plt.setp(ax.get_xticklabels(), rotation=35, ha="right")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax
@@ -294,7 +360,7 @@ def comparison(table: pd.DataFrame, title: str) -> Axes:
     ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
     ax.set_xticks([x for x in MaxNLocator(8).tick_values(*ax.get_xlim()) if x <= 1.0001])
     ax.set_xlim(table["low"].min() - 0.05 * span, right + 0.75 * span)
-    ax.set_yticks(range(len(table)), table.index)
+    _name_ticks(ax.yaxis, table.index)
     ax.set_ylim(len(table) - 0.5, -0.7)
     ax.xaxis.set_major_formatter(PERCENT)
     return ax
@@ -319,7 +385,7 @@ def learning_curves(curves: dict[str, pd.DataFrame], title: str) -> Axes:
     for (name, table), (color, marker, line) in zip(curves.items(), looks, strict=False):
         table = table.sort_values("messages")
         x = table["messages"].astype(float)
-        ax.plot(x, table["accuracy"], line, color=color, marker=marker, label=name)
+        ax.plot(x, table["accuracy"], line, color=color, marker=marker, label=_legend_name(name))
         ax.fill_between(x, table["low"], table["high"], color=color, alpha=0.13, linewidth=0)
     ax.set_xscale("log")
     counts = sorted({round(n) for table in curves.values() for n in table["messages"]})
@@ -346,7 +412,7 @@ def curve(
     ax.figure.set_figheight(5.6)
     looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True)
     for (name, (x, y)), (color, line) in zip(curves.items(), looks, strict=False):
-        ax.plot(x, y, line, color=color, label=name, drawstyle="steps-post")
+        ax.plot(x, y, line, color=color, label=_legend_name(name), drawstyle="steps-post")
     ax.plot(*point, "o", color=BLUE, markersize=12, markerfacecolor="white", markeredgewidth=3)
     away = -1 if point[0] > 0.5 else 1
     ax.annotate(
@@ -373,7 +439,9 @@ def threshold_cost(
     ax = _axes(title, xlabel, "cost of 1,000 messages")
     looks = zip((BLUE, ORANGE, GREEN), ("-", "--", ":"), strict=True)
     for (name, cost), (color, line) in zip(costs.items(), looks, strict=False):
-        ax.plot(thresholds, cost, line, color=color, label=name, drawstyle="steps-mid")
+        ax.plot(
+            thresholds, cost, line, color=color, label=_legend_name(name), drawstyle="steps-mid"
+        )
     ax.axvline(chosen, color=RED, linestyle="--", linewidth=1.5)
     ax.set_xscale("logit")  # both ends matter, and neither is ever reached
     ax.set_yscale("symlog", linthresh=10)
@@ -421,7 +489,7 @@ def token_effects(tokens: Sequence[str], effects: Sequence[float], label: str, t
     colors = [ORANGE if effect > 0 else BLUE for effect in effects]
     bars = ax.barh(range(len(tokens)), effects, color=colors)
     ax.bar_label(bars, [f" {effect:+.1%} ".replace("-", "−") for effect in effects])
-    ax.set_yticks(range(len(tokens)), [repr(token) for token in tokens])
+    _name_ticks(ax.yaxis, map(repr, tokens))
     ax.axvline(0, color="black", linewidth=1)
     reach = max(map(abs, effects)) * 1.3 or 1
     ax.set_xlim(-reach if min(effects) < 0 else -0.1 * reach, reach if max(effects) > 0 else 0)
