@@ -78,3 +78,26 @@ def test_results_of_an_earlier_run_are_not_shown_as_this_runs(
     (notebooks / "01_two.ipynb").rename(notebooks / "07_experiments.ipynb")
     runner.run_notebooks([])
     assert "THE TABLE" in capsys.readouterr().out
+
+
+def test_kernels_are_of_this_very_python_whatever_else_is_installed(
+    notebooks, tmp_path, monkeypatch
+):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["no-such-python"], "display_name": "Mine", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert runner.run_notebooks([]) == 0
+
+
+def test_outputs_that_the_repository_stored_do_not_pass_for_this_runs(notebooks, workspace_folder):
+    path = notebooks / "00_one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(V4.new_code_cell("raise RuntimeError('here')"))
+    later = V4.new_code_cell("1", execution_count=3, outputs=[V4.new_output("stream", text="old")])
+    notebook.cells.append(later)
+    nbformat.write(notebook, path)
+    assert runner.run_notebooks([]) == 1
+    (kept,) = (workspace_folder / "runs").glob("*/00_one.ipynb")
+    last = nbformat.read(kept, as_version=4).cells[-1]
+    assert (last.outputs, last.execution_count) == ([], None)
