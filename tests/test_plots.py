@@ -3,6 +3,7 @@
 import inspect
 import re
 import warnings
+from itertools import pairwise
 
 import matplotlib
 
@@ -72,6 +73,13 @@ def messages_of(label_names):
 
 THIRDS, DAYS = messages_of(THREE), messages_of(SEVEN)
 
+# A message with all that a label may trip over: dollars, spaces, a line break, a long word.
+TOKENS = ["Win", " $5", " or", " $", "9", "\n", " cash", "!" * 40, " £", "   ", "�", "$$", " $_x$"]
+DIVIDED = np.tril(np.ones((13, 13))) / np.arange(1, 14)[:, None]
+HEADS = ["itself\n(h.0, head 1)", "the one before\n(h.3, head 0)", "the first\n(h.11, head 10)"]
+WORDS, ROWS = [[" of"] * 9 + [" $_1$"]] * 13, [f"h.{i}" for i in range(13)]
+LINE = np.ones(3)
+
 # Function, its arguments before the title, and texts that the figure has to show.
 FIGURES = [
     ("class_counts", [MESSAGES, HAM_SPAM], ["ham", "spam", "30 (75.0%)", "10 (25.0%)"]),
@@ -124,6 +132,14 @@ FIGURES = [
         ["' free'", "+31.0%", "−5.5%", "probability of urgent"],
     ),
     ("confusion", [np.array([[148, 2], [11, 1139]]), ["ham", "spam"]], ["148", "1,139", "spam"]),
+    ("numbers", [np.eye(3, 60) - 0.5, TOKENS[:3], None, "number", "token"], ["Win", "·$5"]),
+    ("numbers", [np.triu(DIVIDED), TOKENS, TOKENS, "looked at", "looks"], ["·cash", "↵", "!!…"]),
+    ("attention", [np.tile(DIVIDED, (3, 1, 1)), TOKENS, HEADS], ["·cash", *HEADS, "100%"]),
+    ("attention", [np.tile(DIVIDED, (6, 1, 1)), TOKENS, HEADS * 2], ["·$5", *HEADS]),
+    ("residual_norms", [np.outer([4, 90, 210], range(1, 14)), TOKENS], ["first: Win", "·$_x$"]),
+    ("residual_norms", [np.full((13, 13), 3000.5), TOKENS], ["first: Win", "last: ·$_x$", "12"]),
+    ("logit_lens", [WORDS, np.eye(13, 10), ROWS, TOKENS[:10]], ["·of", "·$_1$", "h.12", "Win"]),
+    ("lines", [np.arange(3), {"GELU": LINE, "ReLU": LINE}, "in", "out"], ["GELU", "ReLU"]),
 ]
 
 
@@ -176,6 +192,20 @@ def test_no_text_is_cut_off_by_the_edge_of_the_figure(drawn):
     lost = [t.get_text() for t in texts if not edge.contains(*t.get_window_extent().min)]
     lost += [t.get_text() for t in texts if not edge.contains(*t.get_window_extent().max)]
     assert lost == []
+
+
+def test_labels_are_taken_literally_and_do_not_overlap(drawn):
+    """Two dollars would make matplotlib typeset what is between them, or fail at it."""
+    ax, texts, _ = drawn
+    assert [t.get_text() for t in texts if "$" in t.get_text() and t.get_parse_math()] == []
+    for other in ax.figure.axes:
+        for axis, side in ((other.xaxis, "x"), (other.yaxis, "y")):
+            labels = [
+                t for t in axis.get_ticklabels() if t.get_text() and t.get_rotation() % 90 == 0
+            ]
+            boxes = [getattr(t.get_window_extent(), f"interval{side}") for t in labels]
+            spans = sorted(box.tolist() for box in boxes)
+            assert all(b[0] > a[1] - 3 for a, b in pairwise(spans))  # pixels
 
 
 def test_each_call_draws_a_new_figure_and_leaves_the_reader_settings_alone():
@@ -327,4 +357,71 @@ def test_tables_with_nothing_in_them_are_drawn(table):
         ):
             ax.figure.canvas.draw()
             assert "nan" not in "".join(text.get_text() for text in ax.findobj(Text))
+
+
+# --- inside a model -------------------------------------------------------------------
+
+
+def image_of(ax):
+    """(the numbers of its picture, the colour of each of them as RGBA)."""
+    (image,) = ax.images
+    return image.get_array(), image.to_rgba(image.get_array())
+
+
+def test_signed_numbers_are_white_at_zero_and_coloured_by_their_sign():
+    values = np.array([[0.0, 1.0, -1.0, np.inf]])
+    _, colours_of = image_of(plots.numbers(values, ["a"], None, "x", "y", "t"))
+    expected = ("white", plots.ORANGE, plots.BLUE, plots.UNUSED)
+    assert np.allclose(colours_of[0], matplotlib.colors.to_rgba_array(expected), atol=0.01)
+    plt.close("all")
+
+
+def test_an_outlier_does_not_make_the_other_numbers_pale():
+    values = np.ones((10, 50))
+    values[3, 7] = 3000  # the first token of GPT-2 has such a state
+    _, colours_of = image_of(plots.numbers(values, list("abcdefghij"), None, "x", "y", "t"))
+    assert colours_of[0, 0].tolist() == colours_of[3, 7].tolist()
+    plt.close("all")
+
+
+def test_two_figures_can_share_their_shades():
+    values = [[0.1, 0.2]]
+    alone = image_of(plots.numbers(values, ["a"], ["b", "c"], "x", "y", "t"))[1]
+    shared = image_of(plots.numbers(values, ["a"], ["b", "c"], "x", "y", "t", largest=0.4))[1]
+    beside = image_of(plots.numbers([[0.2, 0.4]], ["a"], None, "x", "y", "t", largest=0.4))[1]
+    assert not np.allclose(alone[0, 1], shared[0, 1])
+    assert np.allclose(shared[0, 1], beside[0, 0])
+    plt.close("all")
+
+
+def test_each_head_has_a_map_of_its_own_with_the_tokens_on_both_axes():
+    weights = np.stack([np.eye(13), DIVIDED, np.eye(13)[::-1]])
+    ax = plots.attention(weights, TOKENS, HEADS, "t")
+    maps = [a for a in ax.figure.axes if a.images and a.get_xlabel() in HEADS]
+    assert [a.get_xlabel() for a in maps] == HEADS
+    for drawn_map, expected in zip(maps, weights, strict=True):
+        assert np.array_equal(image_of(drawn_map)[0], expected)
+        assert len(drawn_map.get_xticklabels()) == 13
+    assert [t.get_text() for t in ax.get_yticklabels()][:3] == ["Win", "·$5", "·or"]
+    plt.close("all")
+
+
+def test_the_lens_writes_each_word_into_its_cell():
+    words = [["a", "b"], ["c", "d"], ["e", "f"]]
+    ax = plots.logit_lens(words, np.array([[0.1, 0.9]] * 3), ["0", "1", "2"], [" x", "y"], "t")
+    cells = {t.get_position(): (t.get_text(), t.get_color()) for t in ax.texts}
+    assert [[cells[j, i][0] for j in range(2)] for i in range(3)] == words
+    assert cells[0, 0][1] == "black" and cells[1, 0][1] == "white"  # on light, on dark
+    plt.close("all")
+
+
+def test_the_lens_keeps_each_word_within_its_cell():
+    words = [["\u00b7" + letter * 12 for letter in "mWwil.Mx@8"]] * 13
+    ax = plots.logit_lens(words, np.eye(13, 10), ROWS, words[0], "t")
+    ax.figure.canvas.draw()
+    cell = ax.bbox.width / 10
+    header = ax.get_xticklabels()
+    assert max(t.get_window_extent().width for t in [*ax.texts, *header]) < cell
+    assert min(len(t.get_text()) for t in ax.texts) >= 4  # and as much of it as possible
+    assert ax.texts[3].get_text() == words[0][3]  # twelve narrow letters fit
     plt.close("all")

@@ -18,8 +18,10 @@ import pandas as pd
 from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
@@ -495,4 +497,181 @@ def token_effects(tokens: Sequence[str], effects: Sequence[float], label: str, t
     ax.set_xlim(-reach if min(effects) < 0 else -0.1 * reach, reach if max(effects) > 0 else 0)
     ax.xaxis.set_major_formatter(PERCENT)
     ax.invert_yaxis()
+    return ax
+
+
+# --- inside a model ---------------------------------------------------------------------
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "white", ORANGE])  # white is 0
+UNUSED = "#D9D9D9"  # what is masked
+
+
+def _visible(token: str) -> str:
+    """A token as a label: a dot for each space that it begins with, an arrow for a line break."""
+    word = token.lstrip(" ")
+    return "·" * (len(token) - len(word)) + word.replace("\n", "↵")
+
+
+def _shorter(text: str, longest: int) -> str:
+    """At most `longest` characters of a text, the last of them a … if there were more."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _fitting(text: str, points: float) -> str:
+    """As much of a text in 12 point as is at most `points` wide, with … for the rest."""
+
+    def width(part: str) -> float:
+        return text_to_path.get_text_width_height_descent(part, FontProperties(size=12), False)[0]
+
+    part = text
+    while width(part) > points and len(part) > 1:
+        part = part.removesuffix("…")[:-1] + "…"
+    return part
+
+
+def _token_ticks(axis: Axis, tokens: Sequence[str], longest: int = 14, **style) -> None:
+    """Names as the labels of an axis, in 12 point; a $ in them is a dollar, not mathematics."""
+    labels = [_shorter(_visible(token), longest) for token in tokens]
+    axis.set_ticks(range(len(tokens)), labels, parse_math=False, fontsize=12, **style)
+    axis.set_tick_params(length=0)
+
+
+@_style
+def numbers(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str] | None,
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    percent: bool = False,
+    largest: float | None = None,
+) -> Axes:
+    """Numbers as colours, a row for each name, and a column for each of `columns` if not None.
+
+    Orange above 0, blue below, white for 0; only blue if none is below. Infinite ones are grey.
+    The last shade is for `largest` and above; if that is None, it begins where the largest 1 %
+    do, so that one outlier does not make all others pale.
+    """
+    values = np.ma.masked_invalid(np.asarray(values, dtype=float))
+    reach = largest or float(np.quantile(np.abs(values.compressed()), 0.99)) or 1.0
+    signed = bool(values.min() < 0)
+    ax = _axes(title, xlabel, ylabel)
+    ax.figure.set_figheight(1.6 + 0.27 * len(rows) + (0.9 if columns else 0))
+    colors = SIGNED if signed else plt.get_cmap("Blues")
+    image = ax.imshow(values, cmap=colors.with_extremes(bad=UNUSED), aspect="auto",
+                      vmin=-reach if signed else 0, vmax=reach)  # fmt: skip
+    bar = ax.figure.colorbar(image, pad=0.02, format=PERCENT if percent else None)
+    bar.locator = MaxNLocator(4)
+    _token_ticks(ax.yaxis, rows)
+    if columns:
+        _token_ticks(ax.xaxis, columns, rotation=90 if max(map(len, columns)) > 2 else 0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+@_style
+def attention(weights: np.ndarray, tokens: Sequence[str], names: Sequence[str], title: str) -> Axes:
+    """Attention weights (n, T, T), a map for each of the n names.
+
+    A row is the token that looks, a column the token that it looks at.
+    """
+    across = len(names) if len(names) <= 4 else 3
+    down = -(-len(names) // across)
+    longest = min(max(len(_visible(token)) for token in tokens), 14)
+    side = min(8.4 / across, 5.2)  # inches
+    figure, axes = plt.subplots(
+        down, across, squeeze=False, layout="constrained",
+        figsize=(10, 0.6 + down * (side + 0.55 + 0.1 * longest)),
+    )  # fmt: skip
+    for i, ax in enumerate(axes.flat):
+        if i >= len(names):
+            ax.set_axis_off()
+            continue
+        image = ax.imshow(weights[i], cmap="Blues", vmin=0, vmax=1)
+        _token_ticks(ax.xaxis, tokens, rotation=90)
+        _token_ticks(ax.yaxis, tokens if i % across == 0 else [""] * len(tokens))
+        ax.set_xlabel(names[i])
+        ax.spines[:].set_color(UNUSED)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, shrink=0.6, format=PERCENT)
+    bar.locator = MaxNLocator(4)
+    axes[0, 0].set(title=title, ylabel="the token that looks")
+    return axes[0, 0]
+
+
+@_style
+def residual_norms(norms: np.ndarray, tokens: Sequence[str], title: str) -> Axes:
+    """Length of each token's vector (n_layer + 1, T) before the blocks and after each of them."""
+    norms = np.asarray(norms)
+    ax = _axes(title, "blocks that have been passed", "length of the vector")
+    ax.plot(norms, color=UNUSED, linewidth=1.5)
+    ends = sorted(((norms[-1, 0], 0, RED), (norms[-1, -1], len(tokens) - 1, BLUE)))
+    close = ends[1][0] < 1.25 * ends[0][0]  # labels at the end of their lines, unless they meet
+    for shift, (end, position, color) in zip((-9, 9), ends, strict=True):
+        ax.plot(norms[:, position], color=color, marker="o", markersize=6)
+        which = "first" if position == 0 else "last"
+        ax.annotate(
+            f"{which}: {_shorter(_visible(tokens[position]), 12)}",
+            (len(norms) - 1, end),
+            xytext=(10, shift if close else 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            parse_math=False,
+        )
+    ax.set_xlim(-0.03 * len(norms), (len(norms) - 1) * 1.28)
+    ax.set_yscale("log")
+    ticks = [10.0**e * m for e in range(-9, 9) for m in (1, 2, 5)]
+    low, high = norms.min() / 1.15, norms.max() * 1.15
+    ax.set_yticks([t for t in ticks if low <= t <= high])
+    ax.set_ylim(low, high)
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    ax.set_xticks(np.unique(np.linspace(0, len(norms) - 1, min(len(norms), 13)).astype(int)))
+    return ax
+
+
+@_style
+def logit_lens(
+    words: Sequence[Sequence[str]],
+    probabilities: np.ndarray,
+    rows: Sequence[str],
+    tokens: Sequence[str],
+    title: str,
+) -> Axes:
+    """The next word that each state stands for: rows are depths, columns the tokens read.
+
+    `words` and their `probabilities` (R, T); the darker a cell, the surer the word.
+    """
+    ax = _axes(title, "token that has just been read", "")
+    ax.figure.set_figheight(1.8 + 0.36 * len(rows))
+    image = ax.imshow(probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    room = 7.7 * 72 / len(tokens)  # a column, in points
+    for i, line in enumerate(words):
+        for j, word in enumerate(line):
+            ax.text(j, i, _fitting(_visible(word), room), ha="center", va="center",
+                    fontsize=12, color="white" if probabilities[i][j] > 0.55 else "black",
+                    parse_math=False)  # fmt: skip
+    _token_ticks(ax.xaxis, [_fitting(_visible(token), room) for token in tokens])
+    _token_ticks(ax.yaxis, rows)
+    ax.xaxis.tick_top()
+    ax.xaxis.set_label_position("top")
+    bar = ax.figure.colorbar(image, pad=0.02, format=PERCENT)
+    bar.locator = MaxNLocator(4)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+@_style
+def lines(
+    x: np.ndarray, curves: dict[str, np.ndarray], xlabel: str, ylabel: str, title: str
+) -> Axes:
+    """Functions of `x`, a line for each name."""
+    ax = _axes(title, xlabel, ylabel)
+    looks = zip((BLUE, ORANGE, GREEN, RED), ("-", "--", ":", "-."), strict=True)
+    for (name, y), (color, line) in zip(curves.items(), looks, strict=False):
+        ax.plot(x, y, line, color=color, label=name)
+    ax.axhline(0, color=UNUSED, linewidth=1, zorder=0)
+    if len(curves) > 1:
+        ax.legend(frameon=False)
     return ax
