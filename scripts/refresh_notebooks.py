@@ -25,9 +25,8 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     )
     for count, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
         cell.execution_count = count
-        cell.metadata = nbformat.from_dict(
-            {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-        )
+        kept = ("tags", "jupyter")  # the second hides an output that would answer a prediction
+        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k in kept})
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count

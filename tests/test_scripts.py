@@ -2,7 +2,9 @@
 
 import math
 
+import nbformat
 import pytest
+import refresh_notebooks
 import torch
 from pretrain_pocket import LineBag
 
@@ -30,3 +32,13 @@ def test_the_line_loss_asks_for_the_tokens_of_the_line_so_far(knows_its_line, lo
     if knows_its_line:
         hidden[0, : len(FIRST), :3] = hidden[0, len(FIRST) :, 3:6] = 64.0
     assert bag.loss(hidden, ids, torch.eye(8), step=1).item() == pytest.approx(loss, abs=1e-3)
+
+
+def test_refreshed_notebooks_keep_tags_and_hidden_outputs_and_nothing_of_this_machine():
+    kept = {"tags": ["nbval-check-output"], "jupyter": {"outputs_hidden": True}}
+    made = {"execution": {"iopub.execute_input": "2026-01-01"}, "scrolled": True}
+    cells = [nbformat.v4.new_code_cell("1 + 1", metadata=kept | made) for _ in range(2)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    refresh_notebooks.clean(notebook)
+    assert [cell.metadata for cell in notebook.cells] == [kept, kept]
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2]
