@@ -286,3 +286,34 @@ def test_the_training_cell_is_stopped_and_run_again(untrained, finished):
         for cell_id in after:
             assert not error_in(kernel.run(cell_id))
     assert_trained_alike(untrained, finished)
+
+
+# --- a model of GPT-2's size ----------------------------------------------------------
+
+RANDOM_124M = """
+import tiktoken
+import torch
+from spamgpt.models import base
+from spamgpt.models.gpt2 import GPT2, GPT2Config
+
+torch.manual_seed(0)
+model = GPT2(GPT2Config()).eval()
+pocket = base.load_tokenizer("pocket")
+ranks = {pocket.decode_single_token_bytes(i): i for i in range(pocket.n_vocab - 1)}
+ranks |= {f"filler {i}".encode(): i for i in range(len(ranks), 50256)}
+tokenizer = tiktoken.Encoding(
+    "padded", pat_str=base.r50k_pat_str, mergeable_ranks=ranks, special_tokens={base.END: 50256}
+)
+base.load_base = lambda name=None: base.Base("gpt2", model, tokenizer, base.GPT2_RECIPE)
+"""
+
+
+def test_inside_gpt2_agrees_with_the_package_at_124m_too():
+    """Each of its cells compares; here with other weights, sizes and numbers of heads."""
+    (path,) = runner.NOTEBOOKS.glob("0?_inside_gpt2.ipynb")
+    notebook = read(path.stem)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(RANDOM_124M))
+    runner.client(notebook).execute()
+    shown = "\n".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    assert "gpt2: 12 blocks, C = 768, V = 50,257" in shown
+    assert "144 heads in 12 blocks" in shown
