@@ -295,7 +295,7 @@ REFUSED = {
         moods().drop(columns="mood"),
         r"moods\.csv has no column 'mood', only 'id', 'message'",
     ),
-    "other separator": ("message;mood\na;b\n", r"has no column 'mood', only 'message;mood'"),
+    "other separator": ("message;tone\na;b\n", r"has no column 'mood', only 'message', 'tone'"),
     "empty labels": (
         moods().assign(mood=lambda t: t["mood"].where(t["id"] % 10 != 4, " ")),
         r"moods\.csv: row 5 has no label \(6 of 60 rows",
@@ -303,14 +303,22 @@ REFUSED = {
     "one label": (moods().assign(mood="sad"), r"moods\.csv has 60 rows and 1 labels \(sad\)"),
     "no rows": ("message,mood\n", r"moods\.csv has 0 rows"),
     "empty": (b"", r"moods\.csv cannot be read \(No columns"),
-    "not UTF-8": (
-        "message,mood\nschön,sad\nna ja,glad\n".encode("latin-1"),
-        r"moods\.csv is not UTF-8 text \(.*save it as UTF-8",
+    "encoding that cannot be told": (
+        b"message,mood\n\xff\x80\xfe,sad\n",
+        r"moods\.csv: line 2 is not UTF-8, .* cannot be told .*: save it as UTF-8",
     ),
-    "UTF-16": (moods().to_csv(index=False).encode("utf-16"), r"moods\.csv is not UTF-8 text"),
+    "UTF-8 and then not": (
+        "message,mood\nsch\u00f6n,sad\n".encode() + b"na j\xe4,glad\n",
+        r"moods\.csv: line 3 is not UTF-8 \(byte 0xe4\): save it as UTF-8",
+    ),
+    "NUL": ("message,mood\na,sad\nb\0,glad\n", r"moods\.csv: line 3 holds a NUL character"),
     "unquoted commas": (
         "message,mood\nwell, yes,glad\noh, no,sad\n",
         r"moods\.csv has rows with more fields than its header",
+    ),
+    "unquoted semicolons": (
+        "message;mood\nwell; yes;glad\noh; no;sad\n",
+        r"more fields than its header .* texts that hold a semicolon",
     ),
     "some unquoted commas": (
         "message,mood\nyes,glad\noh, no,sad\n",
@@ -326,6 +334,50 @@ def test_a_file_that_is_no_table_of_labelled_texts_is_refused(content, message, 
         from_csv(own(content))
     assert type(error.value) is ValueError
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.filterwarnings("ignore:.*no byte order mark")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_as_another_program_saves_it_is_read_the_same(encoding, separator, own):
+    table = moods().assign(message=lambda t: t["message"] + " £5 ça va; тест, 🎁")
+    path = own(table.to_csv(index=False, sep=separator, lineterminator="\r\n").encode(encoding))
+    splits = from_csv(path).make_splits()
+    assert sorted(pd.concat(splits.values())["text"]) == sorted(table["message"])
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp1251"])
+def test_an_encoding_that_is_guessed_is_said(encoding, own):
+    text = {"cp1252": "ça va “bien”, £5", "cp1251": "Позвони мне завтра вечером"}[encoding]
+    table = moods().assign(message=lambda t: t["message"] + text)
+    with pytest.warns(UserWarning, match=rf"moods\.csv is not UTF-8; taken for {encoding}"):
+        task = from_csv(own(table.to_csv(index=False).encode(encoding)))
+    with pytest.warns(UserWarning):
+        splits = task.make_splits()
+    assert sorted(pd.concat(splits.values())["text"]) == sorted(table["message"])
+
+
+RESAVED = {
+    "semicolons": (";", "utf-8", "with semicolons between the columns"),
+    "tabs": ("\t", "utf-8", "with tabs between the columns"),
+    "UTF-16": (",", "utf-16", "as UTF-16-LE"),
+    "Excel's Unicode text": ("\t", "utf-16", "as UTF-16-LE and with tabs between the columns"),
+    "cp1252": (",", "cp1252", "as CP1252"),
+}
+
+
+@pytest.mark.parametrize(("separator", "encoding", "how"), RESAVED.values(), ids=RESAVED)
+def test_a_split_that_another_program_saved_again_is_told_how(separator, encoding, how):
+    folder = TASK.save_splits(splits_of(["£5, or not", "plain"]), "sample")
+    table = TASK.load_splits()["test"]
+    data = table.to_csv(index=False, sep=separator).encode(encoding)
+    (folder / "test.csv").write_bytes(data)
+    with pytest.raises(ValueError) as error:
+        TASK.load_splits()
+    sentence = str(error.value)
+    assert f"test.csv was saved by another program {how}: " in sentence
+    assert "CSV UTF-8" in sentence and "move it away and run notebook 01" in sentence
+    assert "\n" not in sentence and (folder / "test.csv").read_bytes() == data
 
 
 @pytest.mark.parametrize(

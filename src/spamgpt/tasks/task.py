@@ -5,6 +5,8 @@
 
 import csv
 import hashlib
+import io
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from spamgpt.files.messages import SEPARATORS, decode, encoding_of, separator_of
 from spamgpt.files.workspace import atomic, read_json, show_path, workspace, write_json
 from spamgpt.tasks.splits import SPLITS, Splits, balance, random_split, stratified_split
 
@@ -184,6 +187,12 @@ class Task:
             and table["target"].isin(range(len(self.label_names))).all()
         )
         if not good:
+            if found := _saved_otherwise(path):
+                raise ValueError(
+                    f"{show_path(path)} was saved by another program {found}: save it with commas "
+                    'and in UTF-8 (spreadsheets call that "CSV UTF-8"), or move it away and run '
+                    f"{self.made_by} again"
+                )
             columns = ", ".join(map(str, table.columns)) or "nothing"
             raise ValueError(
                 f"{show_path(path)} must be a CSV file with the columns label, text and target (0 "
@@ -193,28 +202,37 @@ class Task:
         return table
 
 
+def _saved_otherwise(path: Path) -> str:
+    """How a CSV file differs from those that are written here, "" if it does not."""
+    data = path.read_bytes()
+    encoding = encoding_of(data) or "utf-8"
+    separator = separator_of(data.decode(encoding, "replace").partition("\n")[0])
+    found = [] if encoding == "utf-8" else [f"as {encoding.upper()}"]
+    found += [] if separator == "," else [f"with {SEPARATORS[separator]}s between the columns"]
+    return " and ".join(found)
+
+
 def read_csv(path: Path, text: str, label: str) -> pd.DataFrame:
     """The columns `label` and `text` of a CSV file whose columns may have other names.
 
-    Raises FileNotFoundError, or ValueError that says what is wrong with the table.
+    They may be separated by commas, semicolons or tabs. The encoding is found out; a guess is a
+    warning. Raises FileNotFoundError, or ValueError that says what is wrong with the table.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     columns = f"it must be a CSV file with a header and the columns {label!r} and {text!r}"
+    content = decode(path.read_bytes(), path.name, warnings.warn)
+    separator = separator_of(content.partition("\n")[0])
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path.name} is not UTF-8 text ({error.reason}): save it as UTF-8"
-        ) from None
+        table = pd.read_csv(io.StringIO(content), sep=separator, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
         raise ValueError(f"{path.name} cannot be read ({reason}): {columns}") from None
     if not table.index.equals(pd.RangeIndex(len(table))):  # pandas took a column for the index
         raise ValueError(
             f"{path.name} has rows with more fields than its header has columns: put quotation "
-            "marks around texts that hold a comma"
+            f"marks around texts that hold a {SEPARATORS[separator]}"
         )
     if missing := [name for name in (label, text) if name not in table]:
         found = ", ".join(map(repr, table.columns))
