@@ -204,3 +204,15 @@ def test_who_has_a_model_has_limited_threads(module):
     script = f"import sys, spamgpt.{module}\nprint('spamgpt.hardware' in sys.modules)"
     call = [sys.executable, "-c", script]
     assert subprocess.run(call, capture_output=True, text=True).stdout == "True\n"
+
+
+@pytest.mark.parametrize("said, expected", [(None, "16"), ("64", "64")])
+def test_compiled_products_are_bounded_unless_the_user_says_otherwise(said, expected):
+    """In a process of its own: oneDNN reads it once. A stream of messages stays flat by it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ONEDNN")}
+    if said:
+        environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = said
+    script = "import os, spamgpt.inference; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    call = [sys.executable, "-c", script]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
