@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-all test-real lint notebooks refresh bench clean
+.PHONY: help setup run run-all test test-slow test-all test-real lint notebooks refresh bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ $(READY): requirements.txt pyproject.toml
 
 run: $(READY)  ## the main job: execute the notebooks in order, print the result
 	@$(BIN)/python -m spamgpt run
+
+run-all: $(READY)  ## the same with the notebooks of other methods and tasks
+	@$(BIN)/python -m spamgpt run --all
 
 test: $(READY)  ## all fast tests, and every notebook by nbval
 	@$(BIN)/python -m pytest -m "not slow"

@@ -42,7 +42,7 @@ def main() -> None:
 
         if sms.source()[0] != "collection":
             sys.exit("stored outputs come from the real collection: set SPAMGPT_MIRROR or connect")
-        for path in runner.select(sys.argv[1:]):
+        for path in runner.select(sys.argv[1:], whole=True):
             notebook, began = nbformat.read(path, as_version=4), time.perf_counter()
             runner.execute(notebook, path.stem)
             clean(notebook)

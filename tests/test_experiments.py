@@ -1,4 +1,4 @@
-"""The grid of notebook 07: what is shared must not change what is found."""
+"""The grid of notebook 09: what is shared must not change what is found."""
 
 import copy
 import inspect

@@ -52,6 +52,13 @@ def test_some_notebooks_can_be_chosen_by_number_or_name(notebooks):
         runner.select(["02"])
 
 
+def test_other_methods_and_tasks_are_executed_when_all_are_asked_for(notebooks):
+    (notebooks / "01_two.ipynb").rename(notebooks / "11_more.ipynb")
+    assert [path.stem for path in runner.select([])] == ["00_one"]
+    assert [path.stem for path in runner.select([], whole=True)] == ["00_one", "11_more"]
+    assert [path.stem for path in runner.select(["11"])] == ["11_more"]
+
+
 def test_result_table_shows_what_was_measured():
     part = {"n": 300, "accuracy": 0.97, "interval": (0.944, 0.984)}
     results = {
@@ -74,8 +81,8 @@ def test_results_of_an_earlier_run_are_not_shown_as_this_runs(
     monkeypatch.setattr(runner, "result_table", lambda results, seconds: "THE TABLE")
     runner.run_notebooks([])
     assert "THE TABLE" not in capsys.readouterr().out
-    (notebooks / "00_one.ipynb").rename(notebooks / "06_evaluate.ipynb")
-    (notebooks / "01_two.ipynb").rename(notebooks / "07_experiments.ipynb")
+    (notebooks / "00_one.ipynb").rename(notebooks / "07_evaluate.ipynb")
+    (notebooks / "01_two.ipynb").rename(notebooks / "09_experiments.ipynb")
     runner.run_notebooks([])
     assert "THE TABLE" in capsys.readouterr().out
 

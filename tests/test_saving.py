@@ -43,7 +43,7 @@ def test_the_positive_label_and_a_threshold_are_saved_with_it(trained_classifier
     loaded, facts = load_classifier()
     assert (loaded.positive, loaded.threshold) == ("spam", None)
     loaded.set_threshold(0.9968)
-    save_classifier(loaded, **facts)  # as notebook 06 does
+    save_classifier(loaded, **facts)  # as notebook 08 does
     again, same_facts = load_classifier()
     assert (again.positive, again.threshold) == ("spam", 0.9968) and same_facts == facts
     assert not {"positive", "threshold"} & set(facts)
@@ -101,7 +101,7 @@ def test_saving_twice_keeps_the_second(make_classifier, trained_classifier):
 
 
 def test_a_missing_classifier_names_the_notebook_that_makes_it():
-    with pytest.raises(FileNotFoundError, match="05_finetune"):
+    with pytest.raises(FileNotFoundError, match="06_finetune"):
         load_classifier()
 
 

@@ -75,7 +75,7 @@ TRAINED = {
     "head only, 10x rate": (0, 10),
     "last two blocks": (2, 1),
     "all": (None, 1),
-    "recipe": None,  # the base model's own, as notebook 05 follows it
+    "recipe": None,  # the base model's own, as notebook 06 follows it
 }
 SHARES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
 SPLITTERS = {"random": random_split, "groups": group_split}
@@ -134,7 +134,7 @@ GROUPS = {
         for share in (1.0, 0.25, 0.1, 0.05)
     },
 }
-# What notebook 07 draws and `experiments` runs if no group is named.
+# What notebook 09 draws and `experiments` runs if no group is named.
 GRID = tuple(name for name in GROUPS if not name.startswith(("recipe, folds", "worth")))
 SETTING = [field.name for field in fields(Setting)]
 KEY = ["base", "data", "epochs", *SETTING, "seed"]

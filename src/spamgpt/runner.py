@@ -33,7 +33,7 @@ from spamgpt.tasks.splits import SPLITS
 
 NOTEBOOKS = PROJECT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-EVALUATION = "06_evaluate"
+EVALUATION, LAST = "07_evaluate", "10"  # of what a run executes unless it is told otherwise
 CELL_SECONDS = 3600  # a download over a slow line is the longest cell
 GB = 1e9
 
@@ -208,8 +208,11 @@ def _death(name: str, run: _Client, before: Memory, error: BaseException) -> str
 # --- all of them ----------------------------------------------------------------------
 
 
-def select(wanted: list[str]) -> list[Path]:
-    """The notebooks whose name starts with one of `wanted` (all if empty), in order.
+def select(wanted: list[str], whole: bool = False) -> list[Path]:
+    """The notebooks whose name starts with one of `wanted`, in order.
+
+    If that is empty: from data to a classifier and what it is worth (to 10); with `whole`, those
+    of other methods and tasks too.
 
     Raises ValueError for a name that fits none, and FileNotFoundError if there are none.
     """
@@ -222,15 +225,17 @@ def select(wanted: list[str]) -> list[Path]:
     for name in wanted:
         if not any(path.name.startswith(name) for path in paths):
             raise ValueError(f"no notebook {name!r}; there are: {', '.join(p.stem for p in paths)}")
-    return [p for p in paths if not wanted or any(p.name.startswith(name) for name in wanted)]
+    if not wanted:
+        return [path for path in paths if whole or path.name[:2] <= LAST]
+    return [path for path in paths if any(path.name.startswith(name) for name in wanted)]
 
 
-def run_notebooks(wanted: list[str]) -> int:
+def run_notebooks(wanted: list[str], whole: bool = False) -> int:
     """Execute the notebooks; the exit status: 0, 1 if one failed, 128 + n after signal n.
 
     Raises ValueError for an unknown notebook, and OSError if nothing can be kept.
     """
-    paths, folder = select(wanted), _new_folder()
+    paths, folder = select(wanted, whole), _new_folder()
     try:
         with Signals() as signals:
             return _run(paths, folder, signals)
@@ -300,7 +305,7 @@ def write_report(executed: list[tuple[str, nbformat.NotebookNode]], path: Path) 
 
 
 def result_table(results: dict, seconds: float) -> str:
-    """What notebook 06 measured, as an aligned table."""
+    """What notebook 07 measured, as an aligned table."""
     rows = [
         ("data set", sms.TASK.data_names[results["data"]]),
         ("base model", results["base"]),

@@ -16,11 +16,11 @@ from spamgpt.models.published import (
     write_checkpoint,
 )
 
-TRAIN_AGAIN = "train again with notebook 05_finetune"
+TRAIN_AGAIN = "train again with notebook 06_finetune"
 
 
 def classifier_folder() -> Path:
-    """Where the workspace keeps the classifier that notebook 05 trains."""
+    """Where the workspace keeps the classifier that notebook 06 trains."""
     return workspace() / "classifier"
 
 
@@ -63,7 +63,7 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
         if not (folder / file).exists():
             raise FileNotFoundError(
                 f"there is no trained classifier in {show_path(folder)} ({file} is missing): "
-                "run notebook 05_finetune first (`make run` runs them all)"
+                "run notebook 06_finetune first (`make run` runs them all)"
             )
     label_names, facts = _described(read_config(folder), folder)
     base_name, pooling = facts["base"], facts.pop("pooling")

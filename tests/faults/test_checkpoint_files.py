@@ -91,7 +91,7 @@ def test_weights_of_another_architecture(saved, make_classifier, tmp_path):
     save_file(load_file(other / "model.safetensors"), saved / "model.safetensors")
     message = failure()
     assert re.search(r"has shape \(\d+, 32\), the model needs \(\d+, 16\)", message)
-    assert "train again with notebook 05_finetune" in message
+    assert "train again with notebook 06_finetune" in message
 
 
 def test_weights_that_lack_a_layer(saved):
@@ -158,7 +158,7 @@ def test_nothing_here_can_unpickle():
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_missing_file(file, saved):
     (saved / file).unlink()
-    assert re.search(rf"no trained classifier .*{file} is missing.*05_finetune", failure(OSError))
+    assert re.search(rf"no trained classifier .*{file} is missing.*06_finetune", failure(OSError))
 
 
 def test_a_base_model_without_config(tmp_path):

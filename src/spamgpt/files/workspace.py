@@ -20,6 +20,7 @@ from spamgpt.settings import IN_WHEEL, PROJECT, workspace
 
 BUNDLED = PROJECT / "data" / "bundled"
 SAMPLE = BUNDLED / "sms_sample.tsv"
+MODERN = BUNDLED / "modern.tsv"
 POCKET = BUNDLED / "pocket-gpt"
 FOLDERS = ("cache", "classifier", "own", "runs", "sms", "training")  # in the workspace
 DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", None)} - {None}  # no quota on Windows
