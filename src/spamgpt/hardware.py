@@ -4,14 +4,9 @@ Importing this module limits torch to the CPUs that this process may use (`cpus`
 that is given two of 64 CPUs, torch would start 64 threads, which then wait for each other. The
 number is only ever lowered: OMP_NUM_THREADS still counts, and so does a call of
 torch.set_num_threads after the import.
-
-It also bounds how many compiled products oneDNN keeps, one for each shape that it has seen: the
-thousand that it keeps otherwise grow to hundreds of megabytes on a long stream of messages.
-Batches sorted by length use one shape for all blocks and then the next, so a few are enough.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +17,6 @@ import torch
 from torch import Tensor
 
 ROOT = Path("/")
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # read at the first product
 
 
 class Memory(NamedTuple):

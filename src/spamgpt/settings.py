@@ -160,11 +160,18 @@ def _start() -> str:
 
 
 def settle() -> None:
-    """Replace the paths in the environment by absolute ones, for processes that inherit it."""
+    """Replace the paths in the environment by absolute ones, for processes that inherit it.
+
+    And bound what oneDNN keeps, unless the user has.
+    """
     for name in PATHS:
         with suppress(ValueError):  # whoever uses it will hear of it
             if place := _place(name):
                 os.environ[name] = place
+    # oneDNN keeps a compiled product for each shape that it has seen. The thousand that it keeps
+    # otherwise grow to hundreds of megabytes on a long stream of messages. Batches sorted by
+    # length use one shape for all blocks, then the next: a few are enough. Read at the first one.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 settle()

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -157,8 +158,9 @@ def socks(server):
         client.close()
 
     def accept():
-        while True:
-            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+        with suppress(OSError):  # the listener is closed when the test is over
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
