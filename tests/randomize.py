@@ -9,6 +9,6 @@ def randomize(model: torch.nn.Module, seed: int = 0, std: float = 0.2) -> torch.
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(std * torch.randn(p.shape, generator=generator))
-            if "ln_" in name and name.endswith("weight"):
+            if ("ln_" in name or "norm" in name) and name.endswith("weight"):
                 p.add_(1)
     return model

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 from spamgpt import settings
 from spamgpt.batches import HiddenStates, Messages, batches_by_length, distinct, encode, pad
 from spamgpt.classifier import Classifier
-from spamgpt.fast.blocks import frozen_block
-from spamgpt.fast.precision import EXACT, FEW_TOKENS, Precision, decide
+from spamgpt.fast.blocks import frozen_block, is_known
+from spamgpt.fast.precision import EXACT, FEW_TOKENS, Decision, Precision, decide
 from spamgpt.hardware import tokens_per_batch
 
 
@@ -29,9 +29,16 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...]
 
 
+def decision_for(classifier: Classifier) -> Decision:
+    """What is fastest here for this classifier; blocks without a fast path compute in fp32."""
+    if not any(is_known(block) for block in classifier.transformer.blocks):
+        return Decision("fp32", "fp32", packed=False)
+    return decide(classifier.device, classifier.transformer.config.n_embd)
+
+
 def precision_of_states(classifier: Classifier) -> Precision:
     """The precision, here, of hidden states that are trained on."""
-    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    decided = decision_for(classifier)
     return Precision(decided.states, decided.packed)
 
 
@@ -41,7 +48,7 @@ def precision_of_labels(classifier: Classifier) -> Precision:
     int8 only for weights that were found to bear it (`check_int8`), or where
     SPAMGPT_PRECISION asks for it.
     """
-    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    decided = decision_for(classifier)
     if decided.inference == "int8" and not (classifier.bears_int8 or settings.precision()):
         return Precision(decided.states, decided.packed)
     return Precision(decided.inference, decided.packed)
@@ -163,7 +170,7 @@ def check_int8(classifier: Classifier, data: Messages) -> int:
     Where this machine does not multiply faster in int8, or `data` is too little to be rounded,
     nothing is tried: 0, and nothing changes.
     """
-    decided = decide(classifier.device, classifier.transformer.config.n_embd)
+    decided = decision_for(classifier)
     few = sum(map(len, distinct(data.ids)[0])) < FEW_TOKENS
     if decided.inference != "int8" or few:
         return 0

@@ -5,12 +5,11 @@ from pathlib import Path
 from spamgpt.classifier import Classifier
 from spamgpt.files.workspace import show_path, workspace
 from spamgpt.inference import precision_of_labels
+from spamgpt.models.architectures import architecture_of, new_model, published_config
 from spamgpt.models.base import load_tokenizer
-from spamgpt.models.gpt2 import GPT2
 from spamgpt.models.published import (
     load_config,
     load_weights,
-    published_config,
     read_config,
     read_weights,
     write_checkpoint,
@@ -41,8 +40,9 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
         "precision": precision_of_labels(classifier).name,
         "bears_int8": classifier.bears_int8,
     }
-    config = published_config(classifier.transformer.config) | {
-        "architectures": ["GPT2ForSequenceClassification"],
+    body = classifier.transformer.config
+    config = published_config(body) | {
+        "architectures": [architecture_of(body).classifier],
         "pad_token_id": classifier.tokenizer.eot_token,
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
@@ -69,7 +69,7 @@ def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
     base_name, pooling = facts["base"], facts.pop("pooling")
     bears_int8 = facts.pop("bears_int8", False) is True
     positive, threshold = facts.pop("positive", None), facts.pop("threshold", None)
-    body, tokenizer = GPT2(load_config(folder)), load_tokenizer(base_name)
+    body, tokenizer = new_model(load_config(folder)), load_tokenizer(base_name)
     if tokenizer.n_vocab != body.config.n_vocab:
         raise ValueError(
             f"{show_path(folder)}/config.json has n_vocab = {body.config.n_vocab:,}, but the "

@@ -276,7 +276,7 @@ def write_config(folder, **entries):
         ("n_inner", 100),
         ("add_cross_attention", True),
         ("tie_word_embeddings", False),
-        ("model_type", "llama"),
+        ("model_type", "mistral"),
         ("is_encoder_decoder", True),
         ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"bits": 4}),

@@ -6,13 +6,15 @@ Anything else, such as LoRA, a wrapper or another architecture, is called as it 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spamgpt.fast.products import inference_linear
-from spamgpt.models.gpt2 import Attention, Block, GPT2Config, at
+from spamgpt.models.architectures import ARCHITECTURES
+from spamgpt.models.gpt2 import Attention, Block, at
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 FEW, PARTS = 16, 4  # rows; parts of a layer's weights
@@ -22,7 +24,15 @@ def _types(block: nn.Module) -> dict[str, type]:
     return {name: type(module) for name, module in block.named_modules()}
 
 
-KNOWN = _types(Block(GPT2Config(n_layer=1, n_head=1, n_embd=1, n_ctx=1, n_vocab=1)))
+def _types_of_block(name: str) -> dict[str, type]:
+    """The modules in a block of the architecture called `name`."""
+    known = ARCHITECTURES[name]
+    with torch.device("meta"):  # nothing is allocated
+        return _types(known.model(replace(known.config(), n_layer=1)).blocks[0])
+
+
+KNOWN = _types_of_block("gpt2")
+ALL_KNOWN = [_types_of_block(name) for name in ARCHITECTURES]
 
 
 def is_known(block: nn.Module) -> bool:
@@ -41,7 +51,10 @@ def _is_observed(block: nn.Module) -> bool:
 def _takes_last(block: nn.Module) -> bool:
     """Whether all but the linear layers is known: then block(x, last) may be called."""
     types = _types(block)
-    known = all(types.get(name) is kind for name, kind in KNOWN.items() if kind is not nn.Linear)
+    known = any(
+        all(types.get(name) is kind for name, kind in kinds.items() if kind is not nn.Linear)
+        for kinds in ALL_KNOWN
+    )
     return known and not _is_observed(block)
 
 

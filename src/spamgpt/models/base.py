@@ -1,6 +1,7 @@
 """A base model by name, with its tokenizer and its recipe; what a base model has to offer.
 
-Another architecture is one file beside `gpt2.py` with a class that fits `LanguageModel`.
+Another architecture is one file beside `gpt2.py` with a class that fits `LanguageModel`, and
+an entry in `architectures.ARCHITECTURES`.
 """
 
 import os
@@ -18,7 +19,7 @@ from spamgpt import hardware, settings  # noqa: F401 - hardware limits torch's t
 from spamgpt.files import assets
 from spamgpt.files.stand_ins import Choice
 from spamgpt.files.workspace import POCKET
-from spamgpt.models.gpt2 import GPT2
+from spamgpt.models.architectures import new_model
 from spamgpt.models.published import CONFIGS, load_config, load_weights, read_weights
 from spamgpt.recipes import GPT2_RECIPE, POCKET_RECIPE, Recipe
 
@@ -82,14 +83,14 @@ def load_base(name: str | None = None) -> Base:
     if name == "pocket":
         return load_pocket()
     tokenizer = load_tokenizer(name)
-    model = GPT2(CONFIGS[name])
+    model = new_model(CONFIGS[name])
     load_weights(model, read_weights(assets.fetch(name)))
     return Base(name, model.eval(), tokenizer, GPT2_RECIPE)
 
 
 def load_pocket(folder: Path = POCKET) -> Base:
     """The embedded Pocket GPT, or another that `scripts/pretrain_pocket.py` wrote to `folder`."""
-    model = GPT2(load_config(folder))
+    model = new_model(load_config(folder))
     load_weights(model, read_weights(folder / "model.safetensors"))
     tokenizer = tokenizer_from_ranks(folder / "pocket.tiktoken")
     return Base("pocket", model.eval(), tokenizer, POCKET_RECIPE)

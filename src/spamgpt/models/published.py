@@ -1,21 +1,29 @@
-"""Published GPT-2 files: their configurations, and their weights in our model.
+"""Published files: their configurations, and their weights in our models.
 
-They store the matrices of their "Conv1D" layers as (inputs, outputs), torch's `Linear` as
-(outputs, inputs). Transposing those four matrices of each block is all the mapping there is;
-the names are the same.
+The names of weights are the same. GPT-2's files store the matrices of their "Conv1D" layers as
+(inputs, outputs), torch's `Linear` as (outputs, inputs): transposing those four matrices of each
+block is all the mapping there is.
+
+What else differs between architectures is in `architectures.py`.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from spamgpt.files.workspace import atomic, read_json, show_path, write_json
-from spamgpt.models.gpt2 import GPT2, GPT2Config
+from spamgpt.models.architectures import (
+    ARCHITECTURES,
+    Config,
+    config_of,
+    is_count,
+    published_config,
+)
+from spamgpt.models.gpt2 import GPT2Config
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # The causal masks that older files store beside the weights; they hold nothing learned.
@@ -25,28 +33,6 @@ CONFIGS = {
     "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
-}
-# Our name of each number of the architecture, and the published one.
-CONFIG_NAMES = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "n_ctx": "n_positions",
-    "n_vocab": "vocab_size",
-}
-# Entries that change what a model computes, with the values that `gpt2.GPT2` implements. The
-# names are those of transformers' GPT2Config; an entry that is missing has the first value.
-IMPLEMENTED = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one formula
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,),
-    "tie_word_embeddings": (True,),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
 }
 FORMAT = 1  # of the files we save; a change that older code cannot read raises it
 PICKLE = (b"\x80", b"PK\x03\x04")  # how pickles, and the zip files that torch.save makes, begin
@@ -65,14 +51,14 @@ def read_config(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{show_path(path)} is missing: it says what the weights mean")
-    embedded = _header(folder / "model.safetensors").get("config")
+    embedded = header(folder / "model.safetensors").get("config")
     try:
         config = json.loads(embedded) if embedded else read_json(path)
     except ValueError as error:
         raise ValueError(f"{show_path(path)} is damaged ({error})") from None
     ours = config.get("spamgpt", {}) if isinstance(config, dict) else None
     written = ours.get("format", FORMAT) if isinstance(ours, dict) else None
-    if not _is_count(written):
+    if not is_count(written):
         raise ValueError(f"{show_path(path)} is damaged (it does not describe a model)")
     if written > FORMAT:
         raise ValueError(
@@ -82,7 +68,7 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def _header(path: Path) -> dict[str, str]:
+def header(path: Path) -> dict[str, str]:
     """The words in the header of a safetensors file; none if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
@@ -91,66 +77,19 @@ def _header(path: Path) -> dict[str, str]:
         return {}
 
 
-def load_config(folder: Path) -> GPT2Config:
+def load_config(folder: Path) -> Config:
     """The architecture from a config.json with the published names (see `read_config`).
 
-    Raises ValueError besides, if an entry is missing or not a positive number, or asks for
-    what this model does not compute.
+    Raises ValueError besides, if it describes none, or one that we do not compute.
     """
-    config, names = read_config(folder), CONFIG_NAMES
-    wrong = [name for name in names.values() if not _is_count(config.get(name))]
-    if wrong:
-        raise ValueError(
-            f"{show_path(folder)}/config.json does not describe a GPT-2: "
-            + ", ".join(f"{name} is {config.get(name)!r}" for name in wrong)
-        )
-    refuse_unimplemented(config, f"{show_path(folder)}/config.json")
-    return GPT2Config(**{ours: config[published] for ours, published in names.items()})
-
-
-def refuse_unimplemented(config: dict, name: str) -> None:
-    """Raise ValueError if an entry of a config.json changes the result in a way that we lack.
-
-    Loaded all the same, such a model would compute something else, and nothing would say so.
-    """
-    wrong = [
-        f"{key} is {config[key]!r}, only {' or '.join(map(repr, values))} is implemented"
-        for key, values in IMPLEMENTED.items()
-        if config.get(key, values[0]) not in values
-    ]
-    inner, width = config.get("n_inner"), config.get("n_embd")
-    if inner is not None and inner != 4 * width:
-        wrong.append(f"n_inner is {inner!r}, only {4 * width} (4 n_embd) is implemented")
-    if wrong:
-        raise ValueError(f"{name} asks for what this GPT-2 does not compute: {'; '.join(wrong)}")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
-
-
-def published_config(config: GPT2Config) -> dict:
-    """The content of config.json for a model of this architecture."""
-    numbers = asdict(config)
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": numbers.pop("n_vocab"),
-        "n_positions": numbers["n_ctx"],
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": config.n_vocab - 1,
-        "eos_token_id": config.n_vocab - 1,
-        **{key: value for key, value in numbers.items() if key != "dropout"},
-        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),
-    }
+    return config_of(read_config(folder), f"{show_path(folder)}/config.json")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A safetensors file in the published layout -> our keys and shapes, in fp32.
 
-    Accepts names with and without "transformer." in front, drops the stored causal masks
-    and a tied "lm_head.weight". Raises ValueError if the file is not readable, or if its
+    Accepts names with and without "transformer." or "model." in front, drops the stored causal
+    masks and a tied "lm_head.weight". Raises ValueError if the file is not readable, or if its
     lm_head is not the token embedding, FileNotFoundError if there is none. A pickle is never
     read: that could run any program.
     """
@@ -169,10 +108,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "delete it, then fetch or train it again"
         )
         raise ValueError(f"{show_path(path)} {problem}") from None
-    tensors = {key.removeprefix("transformer."): value for key, value in published.items()}
-    head, wte = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
-    if head is not None and wte is not None and not torch.equal(head, wte):
-        raise ValueError("lm_head.weight differs from wte.weight: this is not a tied GPT-2")
+    tensors = {
+        key.removeprefix("transformer.").removeprefix("model."): value
+        for key, value in published.items()
+    }
+    head = tensors.pop("lm_head.weight", None)
+    for name in ("wte.weight", "embed_tokens.weight"):
+        if head is not None and name in tensors and not torch.equal(head, tensors[name]):
+            raise ValueError(f"lm_head.weight differs from {name}: this is not a tied model")
     return {
         key: (value.T if key.endswith(TRANSPOSED) else value).float().contiguous()
         for key, value in tensors.items()
@@ -187,7 +130,7 @@ def _pickle_beside(path: Path) -> str:
     return "; pytorch_model.bin is a pickle, which is never read here: it could run any program"
 
 
-def load_weights(model: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Copy `tensors` into `model`; every key must be used and every shape must fit.
 
     Raises ValueError that names the keys that are missing, surplus or misshapen.
@@ -237,10 +180,12 @@ def write_checkpoint(
 ) -> None:
     """Write model.safetensors, which makes the new state valid, then config.json."""
     config["spamgpt"] = {"format": FORMAT, **config.get("spamgpt", {})}
+    known = ARCHITECTURES[config["model_type"]]
+    tensors = {known.published_name(key): value for key, value in tensors.items()}
     write_weights(tensors, folder / "model.safetensors", dtype, config)
     write_json(folder / "config.json", config)
 
 
-def save_checkpoint(model: GPT2, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save_checkpoint(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write model.safetensors and config.json in the published layout."""
     write_checkpoint(model.state_dict(), published_config(model.config), folder, dtype)
