@@ -30,6 +30,12 @@ from spamgpt.tasks.sms import TASK
 from spamgpt.texts import normalise
 from spamgpt.training import fit
 
+HEAD = """# Messages that are written differently
+
+`SPAMGPT_BASE=pocket python scripts/attack_table.py --out docs/attacks.md`. The attacks are in
+`src/spamgpt/attacks.py`; notebook 08 shows them for one classifier. *Found* is the share of the
+test set's spam that is called spam, *lost* the share of its ham."""
+
 
 def raw_ids(texts, tokenizer, n_ctx):
     """Token ids of the first `n_ctx` tokens of texts as they were written."""
@@ -117,7 +123,7 @@ def main() -> None:
     print(text)
     if args.out:
         with atomic(args.out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(f"{HEAD}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

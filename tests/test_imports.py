@@ -1,6 +1,8 @@
 """Imports go one way: no cycle, and the folders at the bottom know nothing of those above."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -78,3 +80,15 @@ def test_the_lower_parts_import_nothing_from_above(part):
             if not f"{other}.".startswith(tuple(f"{a}." for a in allowed))
         }
         assert above == set(), f"{name} imports {', '.join(sorted(above))}"
+
+
+def test_what_classify_needs_imports_nothing_heavy_besides_torch():
+    """torch's compiler alone takes a second and 75 MB; tables and plots are for others."""
+    script = (
+        "import sys; import spamgpt.inference, spamgpt.saving, spamgpt.files.messages\n"
+        "heavy = {'torch._dynamo', 'pandas', 'sklearn', 'scipy', 'matplotlib', 'requests'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    call = [sys.executable, "-c", script]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
