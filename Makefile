@@ -45,7 +45,7 @@ lint: $(READY)  ## ruff: errors and formatting
 	@$(BIN)/ruff format --check .
 
 notebooks: $(READY)  ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab notebooks/00_finetuning_approaches.ipynb
+	@GOMP_SPINCOUNT=1000 $(BIN)/jupyter lab notebooks/00_finetuning_approaches.ipynb
 
 refresh: $(READY)  ## execute the notebooks and store their outputs in place (maintainers)
 	@SPAMGPT_BASE=pocket $(BIN)/python scripts/refresh_notebooks.py

@@ -13,3 +13,5 @@ if sys.version_info < (3, 10):  # noqa: UP036
         "spamgpt needs Python 3.10 or newer, this is {}.{}: install a newer one, then "
         "`make PYTHON=python3.12 setup`".format(*sys.version_info)
     )
+
+from spamgpt import settings  # noqa: E402, F401  paths and libraries' settings, before torch

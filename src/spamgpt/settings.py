@@ -162,7 +162,7 @@ def _start() -> str:
 def settle() -> None:
     """Replace the paths in the environment by absolute ones, for processes that inherit it.
 
-    And bound what oneDNN keeps, unless the user has.
+    And bound what oneDNN keeps and how long OpenMP's threads wait awake, unless the user has.
     """
     for name in PATHS:
         with suppress(ValueError):  # whoever uses it will hear of it
@@ -172,6 +172,10 @@ def settle() -> None:
     # otherwise grow to hundreds of megabytes on a long stream of messages. Batches sorted by
     # length use one shape for all blocks, then the next: a few are enough. Read at the first one.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    # A thread that has done its part of a product waits for the others by asking again and again.
+    # Where another program wants the processor too, that takes it from the very thread it waits
+    # for. Asking a thousand times before it sleeps is enough. Read when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 settle()
