@@ -4,6 +4,7 @@
 # no command waits for what another needs.
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from spamgpt import __version__
@@ -144,10 +145,14 @@ def main(argv: list[str] | None = None) -> int:
                     sys.stdin.close()
                 if "stdout" in closed and args.do in (doctor, classify):
                     raise OSError("standard output is closed: there is nowhere to print results")
-                return args.do(args)
-            finally:
-                with named("standard output cannot be written"):
+                code = args.do(args)
+            except BaseException:  # which says more than that the rest cannot be written, either
+                with suppress(OSError, ValueError):
                     sys.stdout.flush()
+                raise
+            with named("standard output cannot be written"):
+                sys.stdout.flush()
+            return code
     except KeyboardInterrupt as error:
         if sys.stderr.isatty():
             say("")  # the terminal shows ^C

@@ -143,6 +143,10 @@ class _Client(NotebookClient):
             yield
         except BaseException:
             self.shutdown_kernel = "immediate"
+            came = self.signals is not None and self.signals.came is not None
+            if came and self.km is not None and self.km.has_kernel:
+                # jupyter_client would interrupt first, and what a cell has started would complain.
+                await self.km.provisioner.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
             raise
         finally:
             if self.signals is not None:
