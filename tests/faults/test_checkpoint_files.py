@@ -134,6 +134,18 @@ def test_a_pickle_in_place_of_the_weights_is_refused_unread(save, saved, tmp_pat
     assert not (tmp_path / "it ran").exists()
 
 
+def test_a_damaged_file_is_not_called_a_pickle_whatever_the_length_of_its_header(tmp_path):
+    """That length comes first, and may begin with the byte that pickles begin with."""
+    path = tmp_path / "model.safetensors"
+    for n in range(300):
+        save_file({"x": torch.ones(1)}, path, {"name": "n" * n})
+        if path.read_bytes()[0] == 0x80:
+            break
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not a readable safetensors file"):
+        published.read_weights(path)
+
+
 def test_a_pickle_beside_missing_weights_is_named_and_not_read(tmp_path):
     save_checkpoint(GPT2(GPT2Config(1, 1, 8, 16, 50)), tmp_path)
     (tmp_path / "model.safetensors").unlink()

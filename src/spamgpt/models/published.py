@@ -101,7 +101,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         published = load_file(path)
     except SafetensorError as error:
         with open(path, "rb") as file:
-            pickled = file.read(4).startswith(PICKLE)
+            start = file.read(9)  # the length of a JSON object, then that object
+        pickled = start.startswith(PICKLE) and not start.endswith(b"{")
         problem = (
             "is a pickle, which is never read here, since it could run any program: "
             "use the model.safetensors that is published beside it"
