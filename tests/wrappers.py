@@ -5,6 +5,8 @@ from randomize import randomize
 from torch import nn
 from torch.nn.utils import parametrize
 
+from spamgpt import lora
+
 RANK = 2
 
 
@@ -45,6 +47,14 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         return self.lora(x)
+
+
+def package_lora(linear: nn.Linear) -> lora.LoRALinear:
+    """The package's own."""
+    generator = torch.Generator().manual_seed(7)
+    layer = lora.LoRALinear(linear, RANK, alpha=RANK, generator=generator)
+    layer.B.data.copy_(torch.randn(layer.B.shape, generator=generator) * 0.3)
+    return layer
 
 
 class Around(nn.Module):
@@ -140,6 +150,7 @@ CHANGES = {
     "LoRA in all three": _lora(LoRA, *LINEARS),
     "LoRA with a weight": _lora(LoRAWithWeight, *LINEARS),
     "LoRA by subclass": _lora(LoRALinear, *LINEARS),
+    "the package's LoRA": _lora(package_lora, *LINEARS),
     "hook of a block": _hook(""),
     "hook of an attention": _hook("attn"),
     "hook of a linear layer": _hook("mlp.c_fc"),

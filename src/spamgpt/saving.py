@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from spamgpt.classifier import Classifier
 from spamgpt.files.workspace import show_path, workspace
 from spamgpt.inference import precision_of_labels
@@ -28,9 +30,11 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
 
     A process killed meanwhile leaves the former classifier or the new one, never a mixture.
 
-    `facts` are kept in config.json under "spamgpt" (what it was trained on, how long…).
+    `facts` are kept in config.json under "spamgpt" (what it was trained on, how long…). Raises
+    ValueError for a body with layers of another kind, which could not be loaded again.
     """
     folder = folder or classifier_folder()
+    _check_plain(classifier)
     names = classifier.label_names
     ours = {
         "base": classifier.base_name,
@@ -50,6 +54,18 @@ def save_classifier(classifier: Classifier, folder: Path | None = None, **facts)
     }
     write_checkpoint(classifier.state_dict(), config, folder)
     return folder
+
+
+def _check_plain(classifier: Classifier) -> None:
+    """Raise ValueError unless the body has the weights of its architecture, and no others."""
+    with torch.device("meta"):  # nothing is allocated
+        expected = new_model(classifier.transformer.config).state_dict()
+    if other := [key for key in classifier.transformer.state_dict() if key not in expected]:
+        raise ValueError(
+            f"{len(other)} weights would not be known when they are loaded ({other[0]} …): call "
+            "lora.merge for adapters and nf4.dequantize_layers for weights in 4 bits first, or "
+            "save adapters alone with lora.save_adapters"
+        )
 
 
 def load_classifier(folder: Path | None = None) -> tuple[Classifier, dict]:
