@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spamgpt.fast.products import inference_linear
-from spamgpt.models.architectures import ARCHITECTURES
+from spamgpt.models.architectures import ARCHITECTURES, smallest
 from spamgpt.models.gpt2 import Attention, Block, at
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -26,9 +26,8 @@ def _types(block: nn.Module) -> dict[str, type]:
 
 def _types_of_block(name: str) -> dict[str, type]:
     """The modules in a block of the architecture called `name`."""
-    known = ARCHITECTURES[name]
-    smallest = dict.fromkeys(known.counts, 1) | {"n_embd": 2}
-    return _types(known.model(replace(known.config(), **smallest)).blocks[0])
+    config = replace(ARCHITECTURES[name].config(), n_layer=1)
+    return _types(smallest(config).blocks[0])
 
 
 KNOWN = _types_of_block("gpt2")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spamgpt.files import assets
 from spamgpt.files.workspace import read_json, say, write_json
-from spamgpt.models.architectures import new_model, published_config
+from spamgpt.models.architectures import published_config, smallest
 from spamgpt.models.llama import LlamaConfig
 from spamgpt.models.published import CONFIGS, header, write_checkpoint
 
@@ -112,8 +112,7 @@ def dequantized(reader: "GGUFReader", config: LlamaConfig) -> dict[str, Tensor]:
 
     stored = {tensor.name: tensor for tensor in reader.tensors}
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.n_layer)
-    with torch.device("meta"):
-        keys = list(new_model(config).state_dict())
+    keys = list(smallest(config).state_dict())
     parts = (f"model.{key.removesuffix('.weight')}" for key in keys)
     theirs = {key: f"{names.get_name(part)}.weight" for key, part in zip(keys, parts, strict=True)}
     if odd := set(theirs.values()) ^ set(stored):
