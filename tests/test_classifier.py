@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from odd_texts import TEXTS
 from randomize import randomize
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -16,14 +17,6 @@ from spamgpt.models.base import load_base
 from spamgpt.recipes import Recipe
 from spamgpt.training import fit
 
-TEXTS = [
-    "WIN a free prize, call now!",
-    "ok",
-    "",
-    "see you at home after dinner, I am going to be a little late tonight",
-    "😀👩‍👩‍👧",
-    "مرحبا بالعالم",
-]
 RECIPE = Recipe(trained_blocks=1, learning_rate=1e-2, batch_size=2, epochs=2)
 
 

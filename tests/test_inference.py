@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from counting import count
+from odd_texts import TEXTS
 from torch.testing import assert_close
 
 from spamgpt import inference
@@ -28,15 +29,6 @@ from spamgpt.inference import (
 )
 from spamgpt.recipes import Recipe
 from spamgpt.training import fit
-
-TEXTS = [
-    "WIN a free prize, call now!",
-    "ok",
-    "",
-    "see you at home after dinner, I am going to be a little late tonight",
-    "😀👩‍👩‍👧",
-    "مرحبا بالعالم",
-]
 
 
 def messages(texts, classifier):

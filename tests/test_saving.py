@@ -7,6 +7,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_texts import TEXTS
 from randomize import randomize
 from torch.testing import assert_close
 
@@ -15,15 +16,6 @@ from spamgpt.classifier import Classifier
 from spamgpt.inference import classify, logits
 from spamgpt.models.published import write_checkpoint
 from spamgpt.saving import classifier_folder, load_classifier, save_classifier
-
-TEXTS = [
-    "WIN a free prize, call now!",
-    "ok",
-    "",
-    "see you at home after dinner, I am going to be a little late tonight",
-    "😀👩‍👩‍👧",
-    "مرحبا بالعالم",
-]
 
 
 def test_a_saved_classifier_comes_back_the_same(trained_classifier):
